@@ -1,0 +1,51 @@
+"""Graphs: how a step becomes one, and the promise that none is made after warm-up."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .shapes import Bucket
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileReport:
+    """What warm-up made."""
+
+    num_graphs: int
+    seconds: float
+    bytes_reserved: int
+
+
+class Compiler(ABC):
+    """Default: nothing is compiled."""
+
+    @abstractmethod
+    def wrap(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        """The function that runs `module` on what Backend.prepare made in place of StepInputs.
+
+        `module` is "model": (StepInputs, Cache) -> (logits [L, V] f32, Cache), or "draw": (StepInputs, Cache, logits)
+        -> (StepOutput, Cache), or with fused_draw "step": (StepInputs, Cache) -> (StepOutput, Cache). The caller gives
+        the cache away and rebinds the one returned. Where the step has no rows of logits, "draw" is not called.
+        """
+
+    def warm_up(
+        self,
+        runs: Sequence[tuple[Bucket, frozenset[str]]],
+        run: Callable[[Bucket, frozenset[str]], None],
+        progress: Callable[[int], None],
+    ) -> CompileReport:
+        """`run` drives prepare, the wrapped functions and fetch on an all-padding batch, for each of `runs`."""
+        for done, (bucket, features) in enumerate(runs):
+            run(bucket, features)
+            progress(done + 1)
+        return CompileReport(num_graphs=0, seconds=0.0, bytes_reserved=0)
+
+    def freeze(self) -> AbstractContextManager[None]:
+        """Inside, what would compile raises UnexpectedCompile instead."""
+        return nullcontext()

@@ -1,0 +1,89 @@
+"""The KV cache on a device: sized, allocated, copied, exported."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from .options import KVGroup
+from .runtime import Pending
+from .step import I32
+
+Cache: TypeAlias = Any
+"""Opaque pytree of device tensors: KV of all groups, last ids, token counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVPlan:
+    """How many blocks a group gets: ids 0 .. num_blocks - 1, of which 0 is null."""
+
+    group: KVGroup
+    num_blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVBlob:
+    """Blocks in a form that every backend reads: token-major CPU tensors, so block sizes may differ."""
+
+    keys: Tensor
+    """[layers, tokens, Hkv, D]"""
+    values: Tensor
+    """[layers, tokens, Hkv, Dv]"""
+    heads: tuple[int, int]
+    """First and end of the model's kv heads held."""
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+
+class KVCache(ABC):
+    """Blocks are recycled unclean, and block 0 is nobody's.
+
+    Members that take block ids get them padded with 0 to powers of two up to 64.
+    """
+
+    @abstractmethod
+    def block_bytes(self, group: KVGroup) -> int:
+        """What a block really takes on the device: padding and scales included."""
+
+    @abstractmethod
+    def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:
+        """Bytes for blocks on this rank's device: weights, slots, a sink of its own and graph memory taken off.
+
+        All ranks call it together, and all run largest_step or, where kv_budget is "predict", none. The core takes the
+        least over the ranks (or kv_bytes) and divides it among the groups.
+        """
+
+    @abstractmethod
+    def allocate(self, plans: Sequence[KVPlan]) -> Cache:
+        """With max_batch_rows slots and a sink slot. A cache never moves; the core never holds two of one model."""
+
+    def free(self, cache: Cache) -> None:
+        """Give back what allocate took; default: when the last reference goes."""
+
+    def usable(self, cache: Cache) -> bool:  # noqa: ARG002
+        """After an exception: False where a donated cache is lost; the core then recomputes every row."""
+        return True
+
+    @abstractmethod
+    def copy_blocks(self, cache: Cache, group: int, pairs: I32) -> Cache:
+        """pairs [N, 2]: from, to."""
+
+    @abstractmethod
+    def export_blocks(self, cache: Cache, group: int, blocks: I32) -> Pending[KVBlob]:
+        """The tokens of `blocks` [N], padded ids too (the core cuts them)."""
+
+    @abstractmethod
+    def import_blocks(self, cache: Cache, group: int, blocks: I32, blob: KVBlob) -> Cache:
+        """Overwrite `blocks` [N] with a blob of exactly N * B tokens."""
+
+    @abstractmethod
+    def reset_slot(self, cache: Cache, slot: int, counts: I32 | None) -> Cache:
+        """A request takes the slot: set its token counts.
+
+        counts [V]: times drawn, plus 2**30 where the prompt holds the token (repetition looks at both, frequency and
+        presence at the output, which is not empty after preemption); None where it uses no penalties.
+        """

@@ -1,0 +1,70 @@
+"""The device: memory, copies to it, and the one wait a step may have."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from .step import StepOutput
+
+T_co = TypeVar("T_co", covariant=True)
+ErrorClass = Literal["out_of_memory", "device_lost", "request", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryInfo:
+    """Bytes of a device."""
+
+    free: int
+    total: int
+    peak: int
+    exact: bool = True
+
+
+class Pending(ABC, Generic[T_co]):
+    """A value on its way from the device."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether result() would return at once."""
+
+    @abstractmethod
+    def result(self) -> T_co:
+        """Waits."""
+
+
+class Runtime(ABC):
+    """One thread drives a backend, with gradients off from warm-up on. It changes no global state of torch later."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Always with an index, except for the CPU."""
+
+    @abstractmethod
+    def memory(self) -> MemoryInfo | None:
+        """None where the device cannot say."""
+
+    @abstractmethod
+    def put(self, host: Tensor) -> Tensor:
+        """Host to device at load time, replicated under SPMD. int64 may become int32; float dtypes never change."""
+
+    @abstractmethod
+    def fetch(self, output: StepOutput) -> Pending[StepOutput]:
+        """May start a copy, never waits. Called right after its step and before the next.
+
+        result() makes at most one copy per dtype to the host and one wait, in the thread that calls it. A device error
+        may surface there. Steps that draw and score nothing are not fetched.
+        """
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Outside steps only: load, warm-up, measurements."""
+
+    def classify(self, error: BaseException) -> ErrorClass:  # noqa: ARG002
+        """What a failed step means: shrink; restart; find the request at fault; or give up."""
+        return "unknown"

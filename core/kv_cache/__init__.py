@@ -1,0 +1,1 @@
+"""KV blocks: who holds which, and which hold what."""

@@ -1,0 +1,1 @@
+"""Layers of a model, written against the contract only."""

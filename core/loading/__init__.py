@@ -1,0 +1,1 @@
+"""From a model source to local files and tensors."""

@@ -1,0 +1,1 @@
+"""Text: tokenizer, incremental detokenizer, stop strings, chat template. Imports no torch."""
