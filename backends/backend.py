@@ -35,5 +35,5 @@ class Backend(ABC):
     def prepare(self, batch: StepBatch) -> Prepared:
         """All device inputs of a step in at most one copy per dtype. Never pads, never waits for a step."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Leave process groups and free the device."""

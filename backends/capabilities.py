@@ -35,7 +35,8 @@ class Capabilities:
     fused_draw: bool = False
     """Are model and draw one graph (one launch a step) rather than two (fewer graphs)?"""
     attention: frozenset[str] = frozenset()
-    """Which variants beside plain causal attention? window, soft_cap, sinks, alibi, chunk, spans, tree, latent, cross."""
+    """Which variants beside plain causal attention?
+    window, soft_cap, sinks, alibi, chunk, spans, tree, latent, cross."""
     features: frozenset[str] = frozenset()
     """Which features of drawing (see SamplingBatch)? sampled, filters, penalties, bias, bitmask, targets, logprobs,
     watermark."""

@@ -14,4 +14,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def backend_plugin() -> Plugin:  # type: ignore[empty-body]
-    """The plugin that an entry point of the group `chipset.backends` brings. Cheap: no SDK and no device until create."""
+    """The plugin that an entry point of the group `chipset.backends` brings.
+
+    Cheap: no SDK and no device until create.
+    """

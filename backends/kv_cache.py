@@ -61,7 +61,7 @@ class KVCache(ABC):
     def allocate(self, plans: Sequence[KVPlan]) -> Cache:
         """With max_batch_rows slots and a sink slot. A cache never moves; the core never holds two of one model."""
 
-    def free(self, cache: Cache) -> None:
+    def free(self, cache: Cache) -> None:  # noqa: B027 - dropping the reference is enough for most
         """Give back what allocate took; default: when the last reference goes."""
 
     def usable(self, cache: Cache) -> bool:  # noqa: ARG002

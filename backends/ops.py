@@ -1,4 +1,7 @@
-"""Small operations of a model; torch references for all are in reference/, and a backend overrides what it has better."""
+"""Small operations of a model.
+
+Torch references for all are in reference/; a backend overrides what it has better.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class Ops(ABC):
     def rope(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """q [T, Hq, D], k [T, Hkv, D], cos and sin f32 [T, D' / 2] with the first D' <= D rotated; computed in float32."""
+        """q [T, Hq, D], k [T, Hkv, D], cos and sin f32 [T, D' / 2]: the first D' <= D are rotated, in float32."""
 
     @abstractmethod
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:

@@ -92,9 +92,9 @@ class Linear(ABC):
     def build_embedding(
         self, spec: EmbeddingSpec, weight: Tensor, tied_head: LinearSpec | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """ids [T] -> [T, H] (zeros where the id is another rank's; the core reduces), and the head that shares the weight.
+        """The embedding, and the head that shares its weight, which is held once.
 
-        The shared weight is held once.
+        ids [T] -> [T, H], zeros where the id is another rank's (the core reduces).
         """
 
     @abstractmethod

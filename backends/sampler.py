@@ -11,8 +11,8 @@ from .step import StepInputs, StepOutput
 
 
 class Sampler(ABC):
-    """Order (TGI's): watermark, repetition, frequency, presence, bias, bitmask, temperature, top_k, top_p, typical_p, min_p,
-    then argmax of logits + Gumbel noise. Every rank draws from the whole vocabulary and gets equal ids.
+    """Order (TGI's): watermark, repetition, frequency, presence, bias, bitmask, temperature, top_k, top_p, typical_p,
+    min_p, then argmax of logits + Gumbel noise. Every rank draws from the whole vocabulary and gets equal ids.
 
     Noise is counter-based, equal (up to rounding of the logarithms) on every backend and in every batch. With mix =
     murmur3's 32-bit finaliser (shifts 16, 13, 16; constants 0x85ebca6b, 0xc2b2ae35):
