@@ -1,0 +1,204 @@
+"""The engine process: `python -m chipset.core.process`, started by the API process and never by hand.
+
+Its standard input brings one line, the EngineLaunch, and then stays open: when it closes, the API process is gone, and
+this one ends itself. Commands and events go over ipc:// sockets as msgpack.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import BinaryIO
+
+import msgspec
+import zmq
+
+from ..backends.errors import ChipsetError
+from .engine import Engine
+from .errors import InvalidRequest
+from .messages import (
+    Cancel,
+    EngineLaunch,
+    Event,
+    Fatal,
+    Progress,
+    Rejected,
+    StartFailed,
+    StepDone,
+    Stop,
+    Submit,
+    decode_command,
+    decode_launch,
+    encode,
+)
+
+STATS_INTERVAL_S = 0.5
+PROGRESS_INTERVAL_S = 0.1
+
+
+class Channel:
+    """The two sockets of the engine process."""
+
+    def __init__(self, launch: EngineLaunch) -> None:
+        self._context = zmq.Context()
+        self._commands = self._context.socket(zmq.PULL)
+        self._events = self._context.socket(zmq.PUSH)
+        for socket in (self._commands, self._events):
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.LINGER, 1000)
+        self._commands.connect(launch.commands)
+        self._events.connect(launch.events)
+
+    def send(self, event: Event) -> None:
+        """Never blocks: the API process bounds what it keeps for slow readers."""
+        self._events.send(encode(event))
+
+    def receive(self, *, wait: bool) -> bytes | None:
+        """The next command, or None when there is none and `wait` is off."""
+        try:
+            return self._commands.recv(0 if wait else zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        """Send what is left, for a second at most."""
+        self._commands.close()
+        self._events.close()
+        self._context.term()
+
+
+class EngineLoop:
+    """Commands in, steps, events out, until Stop."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self.engine = engine
+        self.channel = channel
+        self._stopped = False
+        self._stats_due = 0.0
+        self._was_busy = False
+
+    def run(self) -> None:
+        """Returns after Stop; raises what a step raises."""
+        while not self._stopped:
+            self._receive()
+            if self._stopped:
+                return
+            outputs = self.engine.step()
+            if outputs:
+                self.channel.send(StepDone(outputs))
+            self._send_stats()
+
+    def _receive(self) -> None:
+        """All commands that are there; waits for one when there is nothing to run."""
+        while not self._stopped:
+            frame = self.channel.receive(wait=self.engine.is_idle)
+            if frame is None:
+                return
+            self._obey(frame)
+            if self.engine.is_idle:
+                self._send_stats()
+
+    def _obey(self, frame: bytes) -> None:
+        try:
+            command = decode_command(frame)
+        except msgspec.MsgspecError as error:
+            # a frame that is no command cannot be answered: it names no request
+            sys.stderr.write(f"engine: dropped a malformed command: {error}\n")
+            return
+        match command:
+            case Submit():
+                try:
+                    self.engine.submit(command)
+                except InvalidRequest as error:
+                    rejected = Rejected(request_id=command.request_id, message=str(error))
+                    self.channel.send(rejected)
+            case Cancel():
+                self.engine.cancel(command.request_ids)
+            case Stop():
+                self._stopped = True
+
+    def _send_stats(self) -> None:
+        now, idle = time.monotonic(), self.engine.is_idle
+        if now >= self._stats_due or (idle and self._was_busy):
+            if idle:
+                self.engine.check()
+            self.channel.send(self.engine.stats())
+            self._stats_due = now + STATS_INTERVAL_S
+        self._was_busy = not idle
+
+
+class ProgressReport:
+    """Forwards progress, at most ten times a second and at each end."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._due = 0.0
+
+    def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        if done == total or now >= self._due:
+            self._channel.send(Progress(phase, done, total, unit))
+            self._due = now + PROGRESS_INTERVAL_S
+
+
+def main() -> int:
+    """Exit code: 0 after Stop, the error's own when the start failed, 1 when a step did."""
+    # Ctrl-C reaches the whole process group; the API process decides when this one ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stdin = sys.stdin.buffer
+    line = stdin.readline()
+    if not line:
+        return 0
+    launch = decode_launch(line)
+    channel = Channel(launch)
+    threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
+    try:
+        return _serve(launch, channel)
+    finally:
+        channel.close()
+
+
+def _serve(launch: EngineLaunch, channel: Channel) -> int:
+    try:
+        # imported here, so that the parent's death is noticed while torch loads
+        from .startup import start_engine
+
+        engine = start_engine(launch, ProgressReport(channel))
+    except Exception as error:  # whatever it is, the API process must hear of it
+        code = error.exit_code if isinstance(error, ChipsetError) else 1
+        channel.send(
+            StartFailed(
+                error=type(error).__name__,
+                message=str(error) or type(error).__name__,
+                exit_code=code,
+                traceback=traceback.format_exc(),
+            )
+        )
+        return code
+    gc.collect()
+    gc.freeze()
+    channel.send(engine.ready)
+    try:
+        EngineLoop(engine, channel).run()
+    except Exception as error:  # a step that cannot be explained ends the engine, and says so
+        message = f"{type(error).__name__}: {error}"
+        channel.send(Fatal(message=message, traceback=traceback.format_exc()))
+        return 1
+    finally:
+        engine.close()
+    return 0
+
+
+def _end_with_parent(stdin: BinaryIO) -> None:
+    stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
