@@ -1,0 +1,141 @@
+"""Attention over the paged cache, written to be read: every row against its whole table, scores in float32.
+
+    table [R, M]        block ids of a row          keys of layer  [blocks, B, Hkv, D]
+    tokens of a row     S = M * B, in text order     those of it that count: index < context_len
+
+Shapes depend on the bucket alone and no value steers the program, so a compiler can take it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attention import Attention, AttentionParams
+from ..kv_cache import Cache
+from ..options import AttentionSpec
+from ..step import F32, I32, DeviceInputs, StepBatch, row_first, slot_mapping
+from .kv_cache import PagedCache
+
+MASKED = torch.finfo(torch.float32).min
+"""Stands for minus infinity, which turns to nan where a whole row is masked."""
+
+
+def attention_arrays(
+    batch: StepBatch, block_size: int, layout: str = "packed"
+) -> dict[str, I32 | F32]:
+    """What ReferenceAttention reads beside q, k and v.
+
+    gather [R, Q]: index into T of each query, 0 where the row has fewer.  back [T]: the way back, into R * Q.
+    query_index [R, Q]: index of each query in its row's text.  context_len [R].
+    slots{g} [T]: where keys of group g go, padding into the null block.  table{g} [R, M].
+    """
+    rows, width = batch.bucket.num_rows, batch.bucket.max_query
+    offset = np.arange(width, dtype=np.int32)
+    real = offset < batch.query_len[:, None]
+    gather = np.where(real, row_first(batch, layout)[:, None] + offset, 0).astype(np.int32)
+    back = np.zeros(batch.bucket.num_tokens, np.int32)
+    back[gather[real]] = np.arange(rows * width, dtype=np.int32).reshape(rows, width)[real]
+    computed = batch.context_len - batch.query_len
+    arrays: dict[str, I32 | F32] = {
+        "gather": gather,
+        "back": back,
+        "query_index": computed[:, None] + offset,
+        "context_len": batch.context_len,
+    }
+    for group, table in enumerate(batch.block_table):
+        arrays[f"slots{group}"] = np.maximum(slot_mapping(batch, group, block_size, layout), 0)
+        arrays[f"table{group}"] = table
+    return arrays
+
+
+class ReferenceAttention(Attention):
+    """Plain torch. With in_place=False the cache is never written to: a new one is returned."""
+
+    def __init__(self, *, in_place: bool = True) -> None:
+        self.in_place = in_place
+
+    def supports(self, spec: AttentionSpec) -> Sequence[str]:
+        """Everything causal."""
+        return () if spec.causal else ("only causal attention is served",)
+
+    def attend(
+        self,
+        layer: int,
+        spec: AttentionSpec,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: Cache,
+        inputs: DeviceInputs,
+        params: AttentionParams,
+    ) -> tuple[Tensor, Cache]:
+        """See Attention.attend."""
+        cache = self._write(layer, k, v, cache, inputs[f"slots{spec.group}"])
+        table = inputs[f"table{spec.group}"]
+        keys = _gather_rows(cache.keys[layer], table)
+        values = _gather_rows(cache.values[layer], table)
+        num_rows, num_keys = keys.shape[:2]
+
+        query_index = inputs["query_index"][:, :, None]
+        key_index = torch.arange(num_keys, dtype=torch.int32, device=q.device)
+        written = key_index < inputs["context_len"][:, None, None]
+        seen = written & (key_index <= query_index)
+        alive = written[:, 0]
+        if spec.window is not None:
+            seen = seen & (key_index > query_index - spec.window)
+            alive = alive & (key_index > query_index[:, 0] - spec.window)
+        values = torch.where(alive[:, :, None, None], values, 0.0)
+
+        queries = q.index_select(0, inputs["gather"].reshape(-1))
+        queries = queries.reshape(
+            num_rows, -1, spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, spec.head_size
+        )
+        scores = torch.einsum("rqhgd,rshd->rhgqs", queries.float(), keys.float()) * spec.scale
+        if spec.soft_cap is not None:
+            scores = torch.tanh(scores / spec.soft_cap) * spec.soft_cap
+        if spec.alibi:
+            assert params.alibi_slopes is not None
+            slopes = params.alibi_slopes.float().reshape(spec.num_kv_heads, -1, 1, 1)
+            scores = scores + slopes * (key_index - query_index)[:, None, None]
+        scores = torch.where(seen[:, None, None], scores, MASKED)
+        out = torch.einsum("rhgqs,rshd->rqhgd", _softmax(scores, spec, params), values.float())
+        out = out.reshape(-1, spec.num_heads, spec.value_size)
+        return out.index_select(0, inputs["back"]).to(q.dtype), cache
+
+    def _write(self, layer: int, k: Tensor, v: Tensor, cache: PagedCache, at: Tensor) -> PagedCache:
+        keys = write_tokens(cache.keys[layer], k, at, in_place=self.in_place)
+        values = write_tokens(cache.values[layer], v, at, in_place=self.in_place)
+        if self.in_place:
+            return cache
+        return cache._replace(
+            keys={**cache.keys, layer: keys}, values={**cache.values, layer: values}
+        )
+
+
+def write_tokens(pages: Tensor, x: Tensor, at: Tensor, *, in_place: bool) -> Tensor:
+    """pages [blocks, B, Hkv, D] with x [T, Hkv, D] at the token slots `at` [T]."""
+    flat, x = pages.reshape(-1, *pages.shape[2:]), x.to(pages.dtype)
+    if in_place:
+        flat.index_put_((at,), x)
+        return pages
+    return flat.index_put((at,), x).reshape(pages.shape)
+
+
+def _gather_rows(pages: Tensor, table: Tensor) -> Tensor:
+    """[blocks, B, Hkv, D] and [R, M] -> [R, M * B, Hkv, D]."""
+    found = pages.index_select(0, table.reshape(-1))
+    return found.reshape(table.shape[0], -1, *pages.shape[2:])
+
+
+def _softmax(scores: Tensor, spec: AttentionSpec, params: AttentionParams) -> Tensor:
+    """Over the keys of scores [R, Hkv, G, Q, S]; a sink takes its share of the sum and gives no value."""
+    if not spec.sinks:
+        return torch.softmax(scores, -1)
+    assert params.sinks is not None
+    sink = params.sinks.float().reshape(1, spec.num_kv_heads, -1, 1, 1)
+    sink = sink.expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat((scores, sink), -1), -1)[..., :-1]
