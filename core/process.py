@@ -141,6 +141,7 @@ class ProgressReport:
         self._due = 0.0
 
     def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
+        """A start-up phase has come so far."""
         now = time.monotonic()
         if done == total or now >= self._due:
             self._channel.send(Progress(phase, done, total, unit))
