@@ -1,0 +1,245 @@
+"""Runs our decoder and Transformers' on one random checkpoint, and compares every logit.
+
+Ours gets two sequences in one batch, paged: uneven chunks of the prompts, then decode steps; blocks come shuffled and
+hold nan before they are written; blocks left of a window are taken away. Theirs gets each sequence in one forward.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from chipset.backends.backend import Backend
+from chipset.backends.kv_cache import KVBlob, KVPlan
+from chipset.backends.options import EngineOptions, ModelSpec
+from chipset.backends.plugin import Launch, WorkerSpec
+from chipset.backends.shapes import Bucket, Phase
+from chipset.backends.step import SamplingBatch, StepBatch
+from chipset.core.models.build import build_decoder
+from chipset.core.models.config import ModelConfig
+from chipset.core.models.decoder import Decoder
+from chipset.core.models.families import load_config
+from chipset.core.models.spec import model_spec
+from chipset.core.models.tensors import checkpoint_layout
+from chipset.plugins.cpu.plugin import CPUPlugin
+
+TOLERANCE = 1e-4
+"""Of the largest logit."""
+BLOCK_SIZE = 16
+MAX_CONTEXT = 96
+PROMPTS = (61, 43)
+NUM_DECODE = 8
+CHUNKS = ((7, 0), (13, 5), (1, 17), (25, 2), (15, 19))
+"""Tokens of each prompt in each prefill step."""
+
+Weights = Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A saved random model and what Transformers computes with it."""
+
+    folder: Path
+    texts: tuple[tuple[int, ...], ...]
+    logits: tuple[Tensor, ...]
+    """Per text: f32 [tokens, V]."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """As we read it."""
+        return load_config(self.folder / "config.json")
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the folder."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield name, file.get_tensor(name)
+
+
+def make_checkpoint(architecture: str, settings: Mapping[str, object], folder: Path) -> Checkpoint:
+    """Save a model with std 0.5 weights and random norms and biases, and run it on two random texts."""
+    import transformers
+
+    torch.manual_seed(7)
+    model_class = getattr(transformers, architecture)
+    config = model_class.config_class(**settings, attn_implementation="eager")
+    model = model_class(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = (
+                "norm" in name and name.endswith("weight") and "gemma" not in config.model_type
+            )
+            parameter.normal_(1.0 if is_scale or "ln_f.weight" in name else 0.0, 0.5)
+    model.save_pretrained(folder)
+    draw = random.Random(11)
+    texts = tuple(
+        tuple(draw.randrange(config.vocab_size) for _ in range(length + NUM_DECODE))
+        for length in PROMPTS
+    )
+    with torch.no_grad():
+        logits = tuple(model(torch.tensor([text]), use_cache=False).logits[0] for text in texts)
+    return Checkpoint(folder=folder, texts=texts, logits=logits)
+
+
+def difference(checkpoint: Checkpoint, logits: Sequence[Tensor]) -> float:
+    """Largest difference over all tokens, as a share of the largest logit; inf where it is nan."""
+    theirs = torch.cat(checkpoint.logits)
+    worst = ((torch.cat(tuple(logits)) - theirs).abs().max() / theirs.abs().max()).item()
+    return worst if worst == worst else float("inf")
+
+
+def run(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    *,
+    dtype: str = "float32",
+    max_context: int = MAX_CONTEXT,
+    weights: Weights = lambda stream: stream,
+) -> tuple[Tensor, ...]:
+    """Our logits of every token of every text, f32 [tokens, V] each."""
+    session = Session(checkpoint, config, dtype=dtype, max_context=max_context, weights=weights)
+    with torch.inference_mode():
+        return session.run(checkpoint.texts)
+
+
+class Session:
+    """One model on the CPU plugin, with its cache and block tables."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        *,
+        dtype: str = "float32",
+        max_context: int = MAX_CONTEXT,
+        weights: Weights = lambda stream: stream,
+    ) -> None:
+        self.spec = model_spec(config, dtype=dtype, max_context=max_context)
+        self.backend = cpu_backend(self.spec)
+        layout = checkpoint_layout(config)
+        wanted = (
+            (name, tensor)
+            for name, tensor in weights(checkpoint.weights())
+            if layout.canonical(name) in layout.pieces
+        )
+        with torch.inference_mode():
+            self.model: Decoder = build_decoder(config, self.spec, self.backend, wanted)
+            self.step = self.backend.compiler.wrap("model", self.model)
+            self.tables, self.cache = self._allocate(num_rows=2, max_context=max_context)
+
+    def _allocate(self, num_rows: int, max_context: int) -> tuple[list[list[list[int]]], object]:
+        """Tables by group and row, and a cache full of nan."""
+        per_row = -(-max_context // BLOCK_SIZE)
+        num_blocks = 1 + num_rows * per_row
+        groups = self.spec.groups
+        cache = self.backend.kv.allocate(
+            [KVPlan(group=group, num_blocks=num_blocks) for group in groups]
+        )
+        tables = []
+        for number, group in enumerate(groups):
+            ids = list(range(1, num_blocks))
+            random.Random(number).shuffle(ids)
+            tables.append([ids[row * per_row : (row + 1) * per_row] for row in range(num_rows)])
+            tokens = num_blocks * BLOCK_SIZE
+            nan = torch.full(
+                (len(group.layers), tokens, group.num_kv_heads, group.head_size), float("nan")
+            )
+            blob = KVBlob(keys=nan, values=nan, heads=(0, group.num_kv_heads))
+            every = np.arange(num_blocks, dtype=np.int32)
+            cache = self.backend.kv.import_blocks(cache, number, every, blob)
+        return tables, cache
+
+    def run(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """Chunks of the prompts, then decode steps; logits of all tokens."""
+        done = [0] * len(texts)
+        found: list[list[Tensor]] = [[] for _ in texts]
+        steps = [*((chunk, False) for chunk in CHUNKS), *(((1, 1), True),) * NUM_DECODE]
+        for counts, is_decode in steps:
+            rows = [row for row, count in enumerate(counts) if count]
+            batch = self.batch(texts, done, counts, rows, is_decode=is_decode)
+            logits, self.cache = self.step(self.backend.prepare(batch), self.cache)
+            for row, part in zip(rows, torch.split(logits, [counts[r] for r in rows]), strict=True):
+                found[row].append(part)
+                done[row] += counts[row]
+        assert done == [len(text) for text in texts]
+        return tuple(torch.cat(parts) for parts in found)
+
+    def batch(
+        self,
+        texts: Sequence[Sequence[int]],
+        done: Sequence[int],
+        counts: Sequence[int],
+        rows: Sequence[int],
+        *,
+        is_decode: bool,
+    ) -> StepBatch:
+        """The next counts[row] tokens of `rows`, with a row of logits for every token."""
+        ends = [done[row] + counts[row] for row in rows]
+        num_tokens, width = sum(counts), -(-max(ends) // BLOCK_SIZE)
+        at = [
+            (row, index)
+            for row, end in zip(rows, ends, strict=True)
+            for index in range(done[row], end)
+        ]
+        bucket = Bucket(
+            phase=Phase.DECODE if is_decode else Phase.PREFILL,
+            num_rows=len(rows),
+            num_tokens=num_tokens,
+            num_logits=num_tokens,
+            max_query=max(counts),
+            blocks_per_row=width,
+        )
+        tables = []
+        for group, table in zip(self.spec.groups, self.tables, strict=True):
+            held = np.array([table[row][:width] for row in rows], np.int32)
+            for place, row in enumerate(rows):
+                gone = max(0, done[row] - (group.window or done[row] + 1) + 1) // BLOCK_SIZE
+                held[place, :gone] = 0
+            tables.append(held)
+        sink = np.full(num_tokens, 2, np.int32)
+        return StepBatch(
+            bucket=bucket,
+            num_rows=len(rows),
+            num_decode_rows=len(rows) if is_decode else 0,
+            num_tokens=num_tokens,
+            num_logits=num_tokens,
+            token_ids=np.array([texts[row][index] for row, index in at], np.int32),
+            positions=np.array([[index for _, index in at]], np.int32),
+            query_len=np.array([counts[row] for row in rows], np.int32),
+            context_len=np.array(ends, np.int32),
+            row_slot=np.array(rows, np.int32),
+            block_table=tables,
+            logit_index=np.arange(num_tokens, dtype=np.int32),
+            sampling=SamplingBatch(
+                features=frozenset(), slot=sink, position=np.zeros(num_tokens, np.int32)
+            ),
+        )
+
+
+def cpu_backend(spec: ModelSpec) -> Backend:
+    """The CPU plugin's, in the dtype of `spec`."""
+    plugin = CPUPlugin()
+    capabilities = plugin.capabilities(plugin.probe())
+    asked = EngineOptions(dtype=spec.dtype, block_size=BLOCK_SIZE, max_batch_rows=2)
+    options = plugin.resolve(asked, spec, capabilities)
+    return plugin.create(
+        Launch(
+            plugin="cpu",
+            worker=WorkerSpec(rank=0, local_rank=0, host=0, devices=(0,)),
+            world_size=1,
+            rendezvous="",
+            groups={"tensor": (0,)},
+            capabilities=capabilities,
+            options=options,
+            model=spec,
+            shapes=plugin.shapes(options, spec),
+        )
+    )
