@@ -12,6 +12,7 @@ ChipsetError
 ├── NotEnoughDisk
 ├── NotEnoughMemory              says which --max-total-tokens fits
 ├── InvalidRequest               a request that can never be served (4xx)
+│   └── TemplateError            the chat template does not take these messages, or there is none
 ├── Overloaded                   too many requests at once (429)
 ├── RequestFailed                a step failed for this request alone
 └── EngineDied                   the engine process is gone
@@ -84,6 +85,10 @@ class NotEnoughMemory(ChipsetError):
 
 class InvalidRequest(ChipsetError):
     """A request that can never be served; becomes a 4xx."""
+
+
+class TemplateError(InvalidRequest):
+    """The chat template does not take these messages, or the model has none."""
 
 
 class Overloaded(ChipsetError):

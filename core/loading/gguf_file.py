@@ -231,7 +231,7 @@ class _Walker:
             raise self._corrupt(f"a value has the unknown type {kind}")
         code = "<" + _SCALARS[kind]
         (value,) = struct.unpack(code, self._bytes(struct.calcsize(code)))
-        return bool(value) if kind == _BOOL else value  # type: ignore[no-any-return]
+        return bool(value) if kind == _BOOL else value
 
     def _array(self, kind: int, length: int) -> Value:
         if kind == _STRING:

@@ -258,9 +258,8 @@ def _template(tokens: Sequence[str], bos: str | None, eos: str | None) -> Json |
         return None
 
     def pieces(text: str, number: int) -> list[Json]:
-        before = [] if bos is None else [{"SpecialToken": {"id": bos, "type_id": number}}]
-        after = [] if eos is None else [{"SpecialToken": {"id": eos, "type_id": number}}]
-        return [*before, {"Sequence": {"id": text, "type_id": number}}, *after]
+        named = [("SpecialToken", bos), ("Sequence", text), ("SpecialToken", eos)]
+        return [{kind: {"id": name, "type_id": number}} for kind, name in named if name is not None]
 
     special = {
         name: {"id": name, "ids": [tokens.index(name)], "tokens": [name]}

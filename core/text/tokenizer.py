@@ -162,8 +162,8 @@ def _template_source(files: ModelFiles, config: Mapping[str, object]) -> str | N
                 for entry in entries
                 if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
             }
-            source = named.get("default")
-            return source if isinstance(source, str) else None
+            default = named.get("default")
+            return default if isinstance(default, str) else None
         case _:
             return None
 
