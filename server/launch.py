@@ -1,0 +1,20 @@
+"""From settings to what the engine process is told."""
+
+from __future__ import annotations
+
+from ..core.files import ModelFiles
+from ..core.messages import EngineLaunch
+from .settings import ServerSettings
+
+
+def engine_launch(settings: ServerSettings, files: ModelFiles) -> EngineLaunch:
+    """EngineClient.start fills in the addresses."""
+    return EngineLaunch(
+        commands="",
+        events="",
+        files=files,
+        backend=settings.backend,
+        options=settings.engine_options,
+        prefix_cache=not settings.no_prefix_cache,
+        debug=settings.debug,
+    )

@@ -1,0 +1,165 @@
+"""The life of a server: listen, find the model, start the engine, serve, end.
+
+signal 1 ──▶ no new requests ──▶ running ones get --shutdown-timeout ──▶ the rest get a typed error ──▶ engine ends
+signal 2 ──▶ everything ends at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import uvicorn
+
+from ..core.loading.resolve import find_model
+from ..core.text.tokenizer import Tokenizer
+from .app import create_app
+from .background import in_background, leave
+from .client import EngineClient
+from .console import Console
+from .hosts import is_loopback
+from .launch import engine_launch
+from .listener import listen, url
+from .service import Service
+from .settings import ServerSettings
+
+T = TypeVar("T")
+
+MAX_HEADER_BYTES = 65536
+KEEP_ALIVE_S = 30
+HTTP_END_S = 1
+"""For answers that were given their end to leave the building."""
+
+
+class Stopped(Exception):
+    """A signal came while the server started."""
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves signals to `serve`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: ServerSettings, console: Console) -> None:
+    """Serve until a signal comes. Raises what kept it from starting, or EngineDied."""
+    listener = listen(settings.host, settings.port)
+    if not is_loopback(settings.host) and settings.api_key is None:
+        console.note(f"warning: anyone who reaches {settings.host} may use this; see --api-key")
+    logging.basicConfig(level=settings.log_level.upper())
+    service = Service(settings)
+    http = _HttpServer(_http_config(service))
+    stop = asyncio.Event()
+    with listener:
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                _on_signals(stop)
+                client = await _start(settings, console, service, stop, stack)
+                files = service.model().files
+                console.summary(
+                    settings,
+                    files,
+                    client.ready,
+                    service.model().limits,
+                    url(listener, settings.host),
+                )
+                await _first(stop.wait(), client.died.wait(), asyncio.shield(serving))
+                if client.died.is_set():
+                    service.end(dead=True)
+                    raise client.death
+                await _drain(service, client, settings.shutdown_timeout)
+                http.should_exit = True
+        except Stopped:
+            service.end()
+        finally:
+            http.should_exit = True
+            await serving
+
+
+def _http_config(service: Service) -> uvicorn.Config:
+    level = service.settings.log_level
+    return uvicorn.Config(
+        create_app(service),
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        lifespan="off",
+        log_config=None,
+        log_level=level,
+        access_log=level in ("debug", "info"),
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=HTTP_END_S,
+    )
+
+
+async def _start(
+    settings: ServerSettings,
+    console: Console,
+    service: Service,
+    stop: asyncio.Event,
+    stack: contextlib.AsyncExitStack,
+) -> EngineClient:
+    """From a name to a service that is open. Raises Stopped, and whatever is wrong with the model."""
+    finding = partial(
+        find_model, settings.model, revision=settings.revision, progress=console.progress
+    )
+    files = await _unless(stop, in_background(finding))
+    tokenizer = await _unless(stop, in_background(partial(Tokenizer.load, files)))
+    starting = EngineClient.start(engine_launch(settings, files), console.progress)
+    client = await _unless(stop, stack.enter_async_context(starting))
+    service.open(files, client, tokenizer, created=int(time.time()))
+    return client
+
+
+async def _drain(service: Service, client: EngineClient, timeout_s: float) -> None:
+    """Let what runs come to its end for a while, then end it with an error."""
+    service.end()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await service.admission.idle()
+    client.abort_all()
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first signal sets `stop`; a second one ends this process and the engine at once."""
+
+    def on_signal() -> None:
+        if stop.is_set():
+            leave(0)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(one, on_signal)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when `stop` is set first. Raises Stopped."""
+    working = asyncio.ensure_future(work)
+    await _first(working, stop.wait())
+    if not working.done():
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        raise Stopped
+    return working.result()
+
+
+async def _first(*waits: Any) -> None:
+    """Until one of them is done; coroutines among the rest are cancelled."""
+    futures = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future, one in zip(futures, waits, strict=True):
+            if future is not one:
+                future.cancel()
