@@ -51,7 +51,7 @@ def inverse_frequencies(rope: Rope, max_context: int) -> Tensor:
         case LongRopeScaling() as scaling:
             is_long = max_context > scaling.original_max_positions
             factors = scaling.long_factor if is_long else scaling.short_factor
-            return 1.0 / (torch.tensor(factors) * rope.theta**exponent)
+            return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponent)
 
 
 def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:

@@ -35,7 +35,8 @@ def build_decoder(
     """The model on the backend's device, in spec.dtype, for texts up to spec.max_context.
 
     `weights` yields a checkpoint's names and host tensors in any order; each is let go before the next is asked for.
-    `progress` gets parameters done and in all. Raises ModelFormatError where tensors and config do not fit.
+    `progress` gets parameters done and in all. Raises ModelFormatError where tensors and config do not fit, and
+    MemoryError.
     """
     layout = checkpoint_layout(config)
     collector = WeightCollector(layout, getattr(torch, spec.dtype))

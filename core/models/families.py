@@ -5,53 +5,33 @@ Keys that name code (auto_map and its like) are never looked at. What is not ser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from ..errors import UnsupportedArchitecture
 from ..layers.rope import Rope
 from . import names
 from .config import ModelConfig
+from .family import (
+    MAX_HEADS,
+    MAX_HIDDEN,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    Family,
+    equal_windows,
+    layer_windows,
+    read_base,
+    read_one_rope,
+    read_soft_cap,
+    read_window,
+)
 from .fields import Fields
 from .rope import MAX_POSITIONS, read_rope, rope_kind
 
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
-
-ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
-    {
-        "silu": "silu",
-        "swish": "silu",
-        "gelu": "gelu",
-        "gelu_new": "gelu_tanh",
-        "gelu_fast": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "relu": "relu",
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """How one architecture is read."""
-
-    read: Callable[[Fields, Family], ModelConfig]
-    names: names.TensorNames
-    rope_theta: float = 10_000.0
-    """Defaults of Transformers' configuration class, for keys that config.json leaves out."""
-    norm_eps: float = 1e-6
-    tied_embeddings: bool = False
-    head_size: int | None = None
-    """None: hidden_size / num_attention_heads."""
-    activation_key: str = "hidden_act"
-    activation: str = "silu"
-    partial_rotary: bool = False
-    """partial_rotary_factor is obeyed."""
-    neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    """Keys that would change the model and are not served, with the values that do not."""
-
+MAX_EXPERTS: Final = 2**9
 
 NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
@@ -88,146 +68,49 @@ def read_config(fields: Fields) -> ModelConfig:
     return family.read(fields, family)
 
 
-def _read_base(fields: Fields, family: Family) -> ModelConfig:
-    """What all families but BLOOM share: Llama's key names, full attention, no rope yet."""
-    hidden = fields.integer("hidden_size", high=2**20)
-    heads = fields.integer("num_attention_heads", high=2**14)
-    kv_heads = fields.integer("num_key_value_heads", high=heads, default=heads)
-    if heads % kv_heads:
-        raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
-    if family.head_size is None and not fields.has("head_dim") and hidden % heads:
-        raise fields.wrong("hidden_size", f"a multiple of num_attention_heads, {heads}")
-    vocab = fields.integer("vocab_size", high=2**26)
-    head_size = fields.integer("head_dim", high=2**13, default=family.head_size or hidden // heads)
-    layers = fields.integer("num_hidden_layers", high=2**12)
-    bias = fields.boolean("attention_bias", default=False)
-    return ModelConfig(
-        architecture=fields.texts("architectures")[0],
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_size=head_size,
-        intermediate_size=fields.integer("intermediate_size", high=2**22),
-        max_positions=fields.integer("max_position_embeddings", high=MAX_POSITIONS),
-        norm_eps=fields.number("rms_norm_eps", default=family.norm_eps),
-        activation=_activation(fields, family),
-        qkv_bias=bias,
-        o_bias=bias,
-        tied_embeddings=fields.boolean("tie_word_embeddings", default=family.tied_embeddings),
-        windows=(None,) * layers,
-        attention_scale=head_size**-0.5,
-        bos_id=next(iter(fields.ids("bos_token_id", vocab_size=vocab)), None),
-        eos_ids=fields.ids("eos_token_id", vocab_size=vocab),
-    )
-
-
-def _activation(fields: Fields, family: Family) -> Activation:
-    name = fields.text(family.activation_key, default=family.activation)
-    if name not in ACTIVATIONS:
-        raise UnsupportedArchitecture(
-            f"{fields.source}: {family.activation_key} {name!r} is not served; choose a model with one of "
-            + ", ".join(ACTIVATIONS)
-        )
-    return ACTIVATIONS[name]
-
-
-def _read_rope(
-    fields: Fields,
-    family: Family,
-    base: ModelConfig,
-    *,
-    original_positions: int | None = None,
-) -> Rope:
-    """Of a family with one rope."""
-    parameters = fields.section(fields.first("rope_scaling", "rope_parameters"))
-    if fields.has("original_max_position_embeddings"):
-        original_positions = fields.integer("original_max_position_embeddings", high=MAX_POSITIONS)
-    return read_rope(
-        fields,
-        parameters,
-        head_size=base.head_size,
-        max_positions=base.max_positions,
-        theta=fields.number("rope_theta", default=family.rope_theta),
-        partial_factor=_read_partial(fields, parameters, family),
-        original_positions=original_positions,
-    )
-
-
-def _read_partial(fields: Fields, parameters: Fields | None, family: Family) -> float:
-    """Share of each head that is rotated."""
-    factor = fields.number("partial_rotary_factor", default=1.0)
-    if parameters is not None:
-        factor = parameters.number("partial_rotary_factor", default=factor)
-    if factor != 1 and not family.partial_rotary:
-        raise UnsupportedArchitecture(
-            f"{fields.source}: partial_rotary_factor {factor} is not served for this architecture; choose another model"
-        )
-    return factor
-
-
-def _read_window(fields: Fields, *, default: int | None = None) -> int | None:
-    """Null is none; absent is the default of Transformers' configuration class."""
-    if fields.is_absent("sliding_window"):
-        return default
-    if not fields.has("sliding_window"):
-        return None
-    return fields.integer("sliding_window", high=MAX_POSITIONS)
-
-
-def _layer_windows(
-    fields: Fields, num_layers: int, window: int | None, slides: Callable[[int], bool]
-) -> tuple[int | None, ...]:
-    """Per layer, from layer_types or, where there are none, from the family's rule."""
-    kinds = fields.texts("layer_types") or tuple(
-        "sliding_attention" if slides(layer) else "full_attention" for layer in range(num_layers)
-    )
-    if len(kinds) != num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise fields.wrong("layer_types", f"{num_layers} times sliding_attention or full_attention")
-    if window is None and "sliding_attention" in kinds:
-        raise fields.wrong("sliding_window", "a whole number, as layers of layer_types slide")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
 def _read_llama(fields: Fields, family: Family) -> ModelConfig:
-    base = _read_base(fields, family)
+    base = read_base(fields, family)
     return replace(
         base,
-        rope=_read_rope(fields, family, base),
+        rope=read_one_rope(fields, family, base),
+        windows=equal_windows(fields, base.num_layers, None),
         mlp_bias=fields.boolean("mlp_bias", default=False),
     )
 
 
 def _read_mistral(fields: Fields, family: Family) -> ModelConfig:
-    base = _read_base(fields, family)
-    window = _read_window(fields, default=4096)
-    return replace(base, rope=_read_rope(fields, family, base), windows=(window,) * base.num_layers)
+    base = read_base(fields, family)
+    window = read_window(fields, default=4096)
+    return replace(
+        base,
+        rope=read_one_rope(fields, family, base),
+        windows=equal_windows(fields, base.num_layers, window),
+    )
 
 
 def _read_mixtral(fields: Fields, family: Family) -> ModelConfig:
-    base = _read_base(fields, family)
+    base = read_base(fields, family)
     experts = fields.integer(
-        fields.first("num_local_experts", "num_experts"), high=2**12, default=8
+        fields.first("num_local_experts", "num_experts"), high=MAX_EXPERTS, default=8
     )
     return replace(
         base,
-        rope=_read_rope(fields, family, base),
-        windows=(_read_window(fields),) * base.num_layers,
+        rope=read_one_rope(fields, family, base),
+        windows=equal_windows(fields, base.num_layers, read_window(fields)),
         num_experts=experts,
         experts_per_token=fields.integer("num_experts_per_tok", high=experts, default=2),
     )
 
 
 def _read_qwen3(fields: Fields, family: Family) -> ModelConfig:
-    base = _read_base(fields, family)
+    base = read_base(fields, family)
     slides = fields.boolean("use_sliding_window", default=False)
-    window = _read_window(fields, default=4096) if slides else None
+    window = read_window(fields, default=4096) if slides else None
     first = fields.integer("max_window_layers", low=0, high=2**12, default=28)
     return replace(
         base,
-        rope=_read_rope(fields, family, base),
-        windows=_layer_windows(
+        rope=read_one_rope(fields, family, base),
+        windows=layer_windows(
             fields, base.num_layers, window, lambda layer: window is not None and layer >= first
         ),
         qk_norm=True,
@@ -235,7 +118,7 @@ def _read_qwen3(fields: Fields, family: Family) -> ModelConfig:
 
 
 def _read_phi3(fields: Fields, family: Family) -> ModelConfig:
-    base = _read_base(fields, family)
+    base = read_base(fields, family)
     key = fields.first("rope_scaling", "rope_parameters")
     parameters = fields.section(key) or Fields({}, fields.source)
     if rope_kind(parameters) == "yarn":  # an old name of longrope in this family
@@ -247,41 +130,14 @@ def _read_phi3(fields: Fields, family: Family) -> ModelConfig:
         )
     return replace(
         base,
-        rope=_read_rope(fields, family, base, original_positions=4096),
-        windows=(_read_window(fields),) * base.num_layers,
-    )
-
-
-def _read_gemma2(fields: Fields, family: Family) -> ModelConfig:
-    base = _gemma(fields, family)
-    window = _read_window(fields, default=4096)
-    return replace(
-        base,
-        rope=_read_rope(fields, family, base),
-        windows=_layer_windows(fields, base.num_layers, window, lambda layer: layer % 2 == 0),
-        attention_soft_cap=_soft_cap(fields, "attn_logit_softcapping", 50.0),
-        logit_soft_cap=_soft_cap(fields, "final_logit_softcapping", 30.0),
-    )
-
-
-def _read_gemma3(fields: Fields, family: Family) -> ModelConfig:
-    base = _gemma(fields, family)
-    window = _read_window(fields, default=4096)
-    pattern = fields.integer("sliding_window_pattern", high=2**12, default=6)
-    rope, local_rope = _gemma3_ropes(fields, family, base)
-    return replace(
-        base,
-        rope=rope,
-        local_rope=local_rope,
-        windows=_layer_windows(fields, base.num_layers, window, lambda i: (i + 1) % pattern != 0),
-        logit_soft_cap=_soft_cap(fields, "final_logit_softcapping", None),
-        qk_norm=True,
+        rope=read_one_rope(fields, family, base, original_positions=4096),
+        windows=equal_windows(fields, base.num_layers, read_window(fields)),
     )
 
 
 def _gemma(fields: Fields, family: Family) -> ModelConfig:
     """What Gemma 2 and 3 share."""
-    base = _read_base(fields, family)
+    base = read_base(fields, family)
     return replace(
         base,
         norm_offset=1.0,
@@ -289,6 +145,33 @@ def _gemma(fields: Fields, family: Family) -> ModelConfig:
         norm_placement="sandwich",
         embedding_multiplier=base.hidden_size**0.5,
         attention_scale=fields.number("query_pre_attn_scalar", default=256.0) ** -0.5,
+    )
+
+
+def _read_gemma2(fields: Fields, family: Family) -> ModelConfig:
+    base = _gemma(fields, family)
+    window = read_window(fields, default=4096)
+    return replace(
+        base,
+        rope=read_one_rope(fields, family, base),
+        windows=layer_windows(fields, base.num_layers, window, lambda layer: layer % 2 == 0),
+        attention_soft_cap=read_soft_cap(fields, "attn_logit_softcapping", 50.0),
+        logit_soft_cap=read_soft_cap(fields, "final_logit_softcapping", 30.0),
+    )
+
+
+def _read_gemma3(fields: Fields, family: Family) -> ModelConfig:
+    base = _gemma(fields, family)
+    window = read_window(fields, default=4096)
+    pattern = fields.integer("sliding_window_pattern", high=2**12, default=6)
+    rope, local_rope = _gemma3_ropes(fields, family, base)
+    return replace(
+        base,
+        rope=rope,
+        local_rope=local_rope,
+        windows=layer_windows(fields, base.num_layers, window, lambda i: (i + 1) % pattern != 0),
+        logit_soft_cap=read_soft_cap(fields, "final_logit_softcapping", None),
+        qk_norm=True,
     )
 
 
@@ -319,18 +202,11 @@ def _gemma3_ropes(fields: Fields, family: Family, base: ModelConfig) -> tuple[Ro
     return rope, local_rope
 
 
-def _soft_cap(fields: Fields, key: str, default: float | None) -> float | None:
-    """Null is none; absent is the default of Transformers' configuration class."""
-    if fields.is_absent(key):
-        return default
-    return fields.number(key) if fields.has(key) else None
-
-
 def _read_bloom(fields: Fields, family: Family) -> ModelConfig:
-    hidden = fields.integer(fields.first("hidden_size", "n_embed"), high=2**20)
-    heads = fields.integer(fields.first("n_head", "num_attention_heads"), high=2**14)
-    layers = fields.integer(fields.first("n_layer", "num_hidden_layers"), high=2**12)
-    vocab = fields.integer("vocab_size", high=2**26)
+    hidden = fields.integer(fields.first("hidden_size", "n_embed"), high=MAX_HIDDEN)
+    heads = fields.integer(fields.first("n_head", "num_attention_heads"), high=MAX_HEADS)
+    layers = fields.integer(fields.first("n_layer", "num_hidden_layers"), high=MAX_LAYERS)
+    vocab = fields.integer("vocab_size", high=MAX_VOCAB)
     if hidden % heads:
         raise fields.wrong("hidden_size", f"a multiple of the number of heads, {heads}")
     if fields.integer("n_inner", high=2**22, default=4 * hidden) != 4 * hidden:
@@ -366,9 +242,15 @@ def _read_bloom(fields: Fields, family: Family) -> ModelConfig:
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
         "LlamaForCausalLM": Family(read=_read_llama, names=names.LLAMA),
-        "MistralForCausalLM": Family(read=_read_mistral, names=names.LLAMA),
+        "MistralForCausalLM": Family(
+            read=_read_mistral, names=names.LLAMA, neutral={"attention_bias": (False,)}
+        ),
         "MixtralForCausalLM": Family(
-            read=_read_mixtral, names=names.MIXTRAL, rope_theta=1e6, norm_eps=1e-5
+            read=_read_mixtral,
+            names=names.MIXTRAL,
+            rope_theta=1e6,
+            norm_eps=1e-5,
+            neutral={"attention_bias": (False,)},
         ),
         "Gemma2ForCausalLM": Family(
             read=_read_gemma2,
@@ -390,7 +272,11 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         ),
         "Qwen3ForCausalLM": Family(read=_read_qwen3, names=names.LLAMA, head_size=128),
         "Phi3ForCausalLM": Family(
-            read=_read_phi3, names=names.PHI3, norm_eps=1e-5, partial_rotary=True
+            read=_read_phi3,
+            names=names.PHI3,
+            norm_eps=1e-5,
+            partial_rotary=True,
+            neutral={"attention_bias": (False,)},
         ),
         "BloomForCausalLM": Family(
             read=_read_bloom,

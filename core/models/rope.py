@@ -43,11 +43,11 @@ def read_rope(
             "rotated dimensions, which must be even and fit in the head; fetch the model anew"
         )
     original = original_positions or parameters.integer(
-        "original_max_position_embeddings", high=MAX_POSITIONS, default=max_positions
+        "original_max_position_embeddings", low=2, high=MAX_POSITIONS, default=max_positions
     )
     scaling = _read_scaling(parameters, rotary_size, original)
     return Rope(
-        theta=parameters.number("rope_theta", default=theta),
+        theta=_theta(parameters, theta),
         rotary_size=rotary_size,
         scaling=scaling,
         attention_factor=_attention_factor(parameters, scaling, max_positions),
@@ -59,6 +59,13 @@ def rope_kind(parameters: Fields | None) -> str:
     if parameters is None:
         return "default"
     return parameters.text(parameters.first("rope_type", "type"), default="default")
+
+
+def _theta(parameters: Fields, default: float) -> float:
+    theta = parameters.number("rope_theta", default=default)
+    if theta <= 1:
+        raise parameters.wrong("rope_theta", "above 1")
+    return theta
 
 
 def _read_scaling(parameters: Fields, rotary_size: int, original: int) -> RopeScaling | None:

@@ -10,7 +10,7 @@ the layouts it may come in, that fills a part of a target's rows:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TypeAlias
 
@@ -122,11 +122,9 @@ def _add_attention(layout: CheckpointLayout, config: ModelConfig, here: str, the
 
 
 def _interleave(layout: CheckpointLayout, source: str, num_heads: int) -> None:
-    for kind in ("weight", "bias"):
-        piece = layout.pieces[f"{source}.{kind}"]
-        layout.pieces[f"{source}.{kind}"] = Piece(
-            target=piece.target, shape=piece.shape, interleaved_heads=num_heads
-        )
+    for name in (f"{source}.weight", f"{source}.bias"):
+        if name in layout.pieces:
+            layout.pieces[name] = replace(layout.pieces[name], interleaved_heads=num_heads)
 
 
 def _add_mlp(layout: CheckpointLayout, config: ModelConfig, here: str, there: str) -> None:

@@ -33,7 +33,8 @@ class WeightCollector:
     def take(self, name: str, tensor: Tensor) -> tuple[str, ModuleTensors] | None:
         """Copy a tensor to its place; the module it completes, if it does.
 
-        Raises ModelFormatError for one that is unknown, there twice, not of floating point or of the wrong shape.
+        Raises ModelFormatError for one that is unknown, there twice, not of floating point or of the wrong shape, and
+        MemoryError.
         """
         canonical = self._layout.canonical(name)
         piece = self._layout.pieces.get(canonical)
@@ -46,8 +47,7 @@ class WeightCollector:
             )
         self._check(name, canonical, tensor, piece)
         if piece.target not in self._tensors:
-            shape = self._layout.targets[piece.target]
-            self._tensors[piece.target] = torch.empty(shape, dtype=self._dtype)
+            self._tensors[piece.target] = self._allocate(piece.target)
         _fill(self._tensors[piece.target], tensor, piece)
         self._unfilled[piece.target] -= tensor.numel()
         module = piece.target.rsplit(".", 1)[0]
@@ -69,6 +69,12 @@ class WeightCollector:
             raise ModelFormatError(
                 f"the checkpoint holds no tensor {names[0]}{more}; fetch the model anew"
             )
+
+    def _allocate(self, target: str) -> Tensor:
+        try:
+            return torch.empty(self._layout.targets[target], dtype=self._dtype)
+        except RuntimeError as error:  # what torch raises where Python has MemoryError
+            raise MemoryError(f"no memory for {target}: {error}") from error
 
     def _check(self, name: str, canonical: str, tensor: Tensor, piece: Piece) -> None:
         if tuple(tensor.shape) != piece.shape:
