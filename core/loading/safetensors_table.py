@@ -15,6 +15,7 @@ from ..errors import ModelFormatError, ModelNotFound
 
 _MAX_TABLE_BYTES = 100_000_000
 """Also the library's own limit."""
+_MAX_DIMS = 8
 _BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
@@ -74,7 +75,7 @@ def _row(path: Path, name: str, entry: object) -> tuple[int, int, str]:
             sizes = [size for size in shape if isinstance(size, int) and size >= 0]
             if dtype not in _BITS:
                 raise ModelFormatError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}.")
-            if len(sizes) == len(shape) <= 8 and 0 <= start <= end:
-                if math.prod(sizes) * _BITS[dtype] == (end - start) * 8:
-                    return start, end, name
+            fits = math.prod(sizes) * _BITS[dtype] == (end - start) * 8
+            if fits and len(sizes) == len(shape) <= _MAX_DIMS and 0 <= start <= end:
+                return start, end, name
     raise ModelFormatError(f"{path} is corrupt: the entry of tensor {name!r} is inconsistent.")
