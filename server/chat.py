@@ -57,7 +57,7 @@ async def chat(settings: ServerSettings, options: ChatOptions) -> None:
             limits = Limits.derive(settings, client.ready, tokenizer.vocab_size)
             metrics = Metrics(lambda: client.stats, lambda: files.name)
             generator = Generator(client, tokenizer, limits, metrics)
-            conversation = Conversation(generator, options)
+            conversation = Conversation(generator, options, console)
             if options.prompt is not None:
                 await conversation.answer(options.prompt)
                 return
@@ -71,8 +71,9 @@ async def chat(settings: ServerSettings, options: ChatOptions) -> None:
 class Conversation:
     """The turns so far, and the next one."""
 
-    def __init__(self, generator: Generator, options: ChatOptions) -> None:
+    def __init__(self, generator: Generator, options: ChatOptions, console: Console) -> None:
         self._generator = generator
+        self._console = console
         self._options = options
         self._messages: list[dict[str, str]] = []
         if options.system is not None:
@@ -84,7 +85,7 @@ class Conversation:
             try:
                 line = (await _interruptible(in_background(_ask))).strip()
             except (EOFError, Interrupted):
-                print()
+                self._console.say("\n")
                 return
             if line in EXITS:
                 return
@@ -93,9 +94,9 @@ class Conversation:
             try:
                 await _interruptible(self.answer(line))
             except Interrupted:
-                print()
+                self._console.say("\n")
             except InvalidRequest as error:
-                print(f"chipset: error: {error}", file=sys.stderr)
+                self._console.note(f"chipset: error: {error}")
 
     async def answer(self, text: str) -> None:
         """One turn, printed as it comes; what was said before an interruption stays in the history."""
@@ -113,8 +114,8 @@ class Conversation:
             async with aclosing(generation.pieces()) as pieces:
                 async for piece in pieces:
                     said.append(piece.text)
-                    print(piece.text, end="", flush=True)
-            print()
+                    self._console.say(piece.text)
+            self._console.say("\n")
         finally:
             if said:
                 messages.append({"role": "assistant", "content": "".join(said)})

@@ -1,4 +1,4 @@
-"""What a person sees: progress while a model starts, and what came of it. All of it on standard error."""
+"""What a person sees: progress while a model starts and what came of it on standard error, answers on output."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Console:
         """One line."""
         with self._lock:
             print(text, file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """Part of an answer, on standard output."""
+        print(text, end="", flush=True)
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
         """How far `phase` is; a total of 0 is unknown, the unit "B" is bytes."""

@@ -195,7 +195,8 @@ def render(error: BaseException, *, openai: bool) -> Answer:
         )
     else:
         row = next((row for kind, row in TABLE if isinstance(error, kind)), _BUG)
-    message = row.message or str(error)
+    # what a client sent may be quoted in it, and need not be Unicode
+    message = (row.message or str(error)).encode("utf-8", "backslashreplace").decode()
     if openai:
         status, kind = row.openai_status, row.openai_type
         param = getattr(error, "param", None)

@@ -41,11 +41,12 @@ class Stopped(Exception):
     """A signal came while the server started."""
 
 
-class _HttpServer(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Leaves signals to `serve`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """None."""
         yield
 
 
@@ -56,7 +57,7 @@ async def serve(settings: ServerSettings, console: Console) -> None:
         console.note(f"warning: anyone who reaches {settings.host} may use this; see --api-key")
     logging.basicConfig(level=settings.log_level.upper())
     service = Service(settings)
-    http = _HttpServer(_http_config(service))
+    http = http_server(service)
     stop = asyncio.Event()
     with listener:
         serving = asyncio.create_task(http.serve(sockets=[listener]))
@@ -85,9 +86,10 @@ async def serve(settings: ServerSettings, console: Console) -> None:
             await serving
 
 
-def _http_config(service: Service) -> uvicorn.Config:
+def http_server(service: Service) -> HttpServer:
+    """What answers HTTP for `service`, over sockets that it is given."""
     level = service.settings.log_level
-    return uvicorn.Config(
+    config = uvicorn.Config(
         create_app(service),
         http="h11",
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -100,6 +102,7 @@ def _http_config(service: Service) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=HTTP_END_S,
     )
+    return HttpServer(config)
 
 
 async def _start(

@@ -19,6 +19,7 @@ from .bounds import (
     Share,
     ShareOrNone,
     Temperature,
+    Text,
     TokenId,
 )
 
@@ -35,15 +36,15 @@ class StreamOptions(Body):
 class Message(Body):
     """One turn. Content is text, or parts of which only text is served."""
 
-    role: str = Field(min_length=1, max_length=64)
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
+    role: Text = Field(min_length=1, max_length=64)
+    content: Text | list[dict[str, Any]] | None = None
+    name: Text | None = None
 
 
 class Sampling(Body):
     """What chat and completions have in common."""
 
-    model: str | None = None
+    model: Text | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
@@ -55,12 +56,12 @@ class Sampling(Body):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
-    stop: str | Annotated[list[str], Field(max_length=1024)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=1024)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
-    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    cache_salt: Annotated[Text, Field(max_length=256)] | None = None
 
 
 class ChatRequest(Sampling):
@@ -76,14 +77,14 @@ class ChatRequest(Sampling):
 
 
 Ids = Annotated[list[TokenId], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=1024)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=1024)]
 IdLists = Annotated[list[Ids], Field(min_length=1, max_length=1024)]
 
 
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
-    prompt: str | Texts | Ids | IdLists
+    prompt: Text | Texts | Ids | IdLists
     max_tokens: Positive | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 

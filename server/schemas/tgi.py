@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from ..limits import MAX_TEMPERATURE
-from .bounds import Body, Count, Penalty, Positive, Repetition, Share
+from .bounds import Body, Count, Penalty, Positive, Repetition, Share, Text
 
 NativeTemperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]
 NativeSeed = Annotated[int, Field(ge=0, le=2**64 - 1)]
@@ -27,7 +27,7 @@ class Parameters(Body):
     do_sample: bool | None = None
     max_new_tokens: Positive | None = None
     return_full_text: bool | None = None
-    stop: Annotated[list[str], Field(max_length=1024)] | None = None
+    stop: Annotated[list[Text], Field(max_length=1024)] | None = None
     truncate: Positive | None = None
     details: bool | None = None
     seed: NativeSeed | None = None
@@ -37,7 +37,7 @@ class Parameters(Body):
 class GenerateRequest(Body):
     """POST /generate and /generate_stream."""
 
-    inputs: str
+    inputs: Text
     parameters: Parameters | None = None
 
 
