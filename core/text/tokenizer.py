@@ -38,6 +38,7 @@ class Tokenizer:
         """Added tokens included."""
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(number for number, token in added.items() if token.special)
+        self._byte_ids = _byte_ids(backend)
         self._anchor = backend.encode("a", add_special_tokens=False).ids
         self._anchor_text = self.decode(self._anchor)
 
@@ -99,8 +100,13 @@ class Tokenizer:
     def detokenizer(
         self, *, skip_special_tokens: bool = True, prompt: Sequence[int] = ()
     ) -> Detokenizer:
-        """For the ids of one answer, as they come."""
-        return Detokenizer(self._backend, skip_special_tokens=skip_special_tokens, prompt=prompt)
+        """For the ids of one answer, as they come; `prompt` decides whether its first word keeps a leading space."""
+        return Detokenizer(
+            self._backend,
+            skipped_ids=self._special_ids if skip_special_tokens else frozenset(),
+            byte_ids=self._byte_ids,
+            prompt=prompt,
+        )
 
     def is_special(self, token_id: int) -> bool:
         """Whether decode leaves it out by default."""
@@ -110,6 +116,15 @@ class Tokenizer:
         """What one token adds to a text, its leading space included; special tokens as they are written."""
         text = self.decode([*self._anchor, token_id], skip_special_tokens=False)
         return text.removeprefix(self._anchor_text)
+
+
+def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Tokens that stand for one byte, where the decoder puts runs of them together."""
+    decoder = backend.decoder
+    if decoder is None or b"ByteFallback" not in decoder.__getstate__():
+        return frozenset()
+    ids = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(item for item in ids if item is not None)
 
 
 def _read(path: Path) -> bytes:
