@@ -9,17 +9,21 @@ import torch
 from torch import nn
 
 from ..compiler import Compiler
-from .staging import Staged, unpack
+from ..step import Prepared, StepInputs
+from .staging import unpack
 
 
 class EagerCompiler(Compiler):
-    """Runs modules op by op on what `stage` made."""
+    """Runs modules op by op; `unpack` makes StepInputs of what Backend.prepare made."""
+
+    def __init__(self, unpack: Callable[[Any], StepInputs] = unpack) -> None:
+        self.unpack = unpack
 
     def wrap(self, name: str, module: nn.Module) -> Callable[..., Any]:  # noqa: ARG002
         """Unpack, then call."""
 
-        def run(prepared: Staged, *rest: Any) -> Any:
+        def run(prepared: Prepared, *rest: Any) -> Any:
             with torch.inference_mode():
-                return module(unpack(prepared), *rest)
+                return module(self.unpack(prepared), *rest)
 
         return run

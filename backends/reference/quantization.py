@@ -85,9 +85,13 @@ class PlainExperts(nn.Module):
     def expert(self, index: int, x: Tensor) -> Tensor:
         """x [T, H] through one expert: [T, H]."""
         bias = None if self.gate_up_bias is None else self.gate_up_bias[index]
-        gate, up = F.linear(x, self.gate_up[index], bias).chunk(2, -1)
+        gate, up = self.linear(x, self.gate_up[index], bias).chunk(2, -1)
         bias = None if self.down_bias is None else self.down_bias[index]
-        return F.linear(activate(gate, self.activation) * up, self.down[index], bias)
+        return self.linear(activate(gate, self.activation) * up, self.down[index], bias)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [T, K] -> [T, N] of x's dtype."""
+        return F.linear(x, weight, bias)
 
 
 class ReferenceLinear(Linear):

@@ -1,0 +1,42 @@
+"""The KV cache in host memory: how much of what is left it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...backends.plugin import Launch
+from ...backends.reference.kv_cache import ReferenceKVCache
+from ...backends.runtime import Runtime
+
+FLOAT_BYTES = 4
+ACTIVATIONS = 32
+"""Hidden-sized rows a token has at once at most: the residual, q, k, v, and an MLP of a few times the hidden size."""
+LOGIT_COPIES = 10
+"""Vocabulary-sized rows a drawn token has at once at most: filters sort, with indices, and keep what they sorted."""
+
+
+class CPUKVCache(ReferenceKVCache):
+    """Plain tensors, written in place."""
+
+    def __init__(self, runtime: Runtime, launch: Launch) -> None:
+        super().__init__(runtime, launch)
+        self.launch = launch
+
+    def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:  # noqa: ARG002
+        """`utilisation` of the memory that is left, less the slots and an upper estimate of the largest step."""
+        memory = self.runtime.memory()
+        free = 0 if memory is None else memory.free
+        return max(0, int(utilisation * free) - self.slot_bytes - self.step_bytes)
+
+    @property
+    def step_bytes(self) -> int:
+        """At most what the largest step takes beside weights and cache."""
+        options, model = self.launch.options, self.launch.model
+        tokens, context = options.max_batch_tokens, options.max_context
+        activations = tokens * model.hidden_size * ACTIVATIONS
+        logits = options.max_batch_rows * model.vocab_size * LOGIT_COPIES
+        mask = 2 * tokens * context
+        gathered = context * max(
+            (g.num_kv_heads * (g.head_size + g.value_size) for g in model.groups), default=0
+        )
+        return FLOAT_BYTES * (activations + logits + mask + gathered)
