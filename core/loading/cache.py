@@ -90,8 +90,11 @@ class Cache:
                 made.mkdir()
                 for file, text in files.items():
                     (made / file).write_text(text, encoding="utf-8")
-                with contextlib.suppress(FileExistsError):
+                try:
                     made.rename(path)
+                except OSError:
+                    if not path.is_dir():
+                        raise
 
     def sha256(self, path: Path, progress: Progress) -> str:
         """Of a file's content; read once and remembered while size, times and inode stay the same."""

@@ -180,6 +180,8 @@ def _fetch_blob(
             return
         part = blobs / f"{metadata.etag}.chipset-part"
         blobs.mkdir(parents=True, exist_ok=True)
+        if part.exists() and part.stat().st_size > (metadata.size or 0):
+            part.unlink()
         with _Part(part, report) as file:
             resumed = file.tell()
             http_get(

