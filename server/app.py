@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from .. import __version__
 from ..backends.errors import ChipsetError
 from .auth import OPEN_PATHS, ApiKey
 from .body import BodyLimit
+from .bugs import Bugs
 from .errors import HttpError, WrongField, is_openai, render
 from .hosts import LOOPBACK, TrustedHosts, is_loopback
 from .routes.openai import openai_routes
@@ -23,8 +23,6 @@ from .routes.status import status_routes
 from .routes.tgi import tgi_routes
 from .service import Service
 from .streaming import ClientGone
-
-log = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 """nginx's status of an answer that nobody reads."""
@@ -57,6 +55,7 @@ def _gates(service: Service) -> Sequence[Middleware]:
         open_paths = OPEN_PATHS | ({"/metrics"} if settings.public_metrics else set())
         gates.append(Middleware(ApiKey, key=settings.api_key, open_paths=open_paths))
     gates.append(Middleware(BodyLimit, limit=settings.payload_limit))
+    gates.append(Middleware(Bugs, metrics=service.metrics))
     return gates
 
 
@@ -84,10 +83,6 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(ClientGone)
     async def on_gone(_: Request, __: ClientGone) -> Response:
         return Response(status_code=CLIENT_GONE)
-
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> Response:
-        return answer(request, error)
 
 
 def _first_fault(faults: Sequence[Any]) -> ChipsetError:

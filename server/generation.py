@@ -165,7 +165,7 @@ class Generation:
             text, matched = shown, False
         else:
             match = stops.push(shown)
-            text, matched = match.text, match.matched is not None
+            text, matched = match.text_before, match.matched is not None
         if matched:
             self.finish = "stop"
         elif ends is not None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from .app import create_app
 from .background import in_background, leave
 from .client import EngineClient
 from .console import Console
+from .engine_process import COMMAND
 from .hosts import is_loopback
 from .launch import engine_launch
 from .listener import listen, url
@@ -50,8 +51,10 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: ServerSettings, console: Console) -> None:
-    """Serve until a signal comes. Raises what kept it from starting, or EngineDied."""
+async def serve(
+    settings: ServerSettings, console: Console, command: Sequence[str] = COMMAND
+) -> None:
+    """Serve until a signal comes; `command` starts the engine. Raises what kept it from starting, or EngineDied."""
     listener = listen(settings.host, settings.port)
     if not is_loopback(settings.host) and settings.api_key is None:
         console.note(f"warning: anyone who reaches {settings.host} may use this; see --api-key")
@@ -64,7 +67,7 @@ async def serve(settings: ServerSettings, console: Console) -> None:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 _on_signals(stop)
-                client = await _start(settings, console, service, stop, stack)
+                client = await _start(settings, console, service, stop, stack, command)
                 files = service.model().files
                 console.summary(
                     settings,
@@ -111,6 +114,7 @@ async def _start(
     service: Service,
     stop: asyncio.Event,
     stack: contextlib.AsyncExitStack,
+    command: Sequence[str],
 ) -> EngineClient:
     """From a name to a service that is open. Raises Stopped, and whatever is wrong with the model."""
     finding = partial(
@@ -118,7 +122,7 @@ async def _start(
     )
     files = await _unless(stop, in_background(finding))
     tokenizer = await _unless(stop, in_background(partial(Tokenizer.load, files)))
-    starting = EngineClient.start(engine_launch(settings, files), console.progress)
+    starting = EngineClient.start(engine_launch(settings, files), console.progress, command)
     client = await _unless(stop, stack.enter_async_context(starting))
     service.open(files, client, tokenizer, created=int(time.time()))
     return client
