@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from chipset.backends.backend import Backend
@@ -22,6 +21,8 @@ from chipset.backends.options import EngineOptions, ModelSpec
 from chipset.backends.plugin import Launch, WorkerSpec
 from chipset.backends.shapes import Bucket, Phase
 from chipset.backends.step import SamplingBatch, StepBatch
+from chipset.core.files import ModelFiles
+from chipset.core.loading.weights import read_weights
 from chipset.core.models.build import build_decoder
 from chipset.core.models.config import ModelConfig
 from chipset.core.models.decoder import Decoder
@@ -57,11 +58,19 @@ class Checkpoint:
         return load_config(self.folder / "config.json")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of the folder."""
-        for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    yield name, file.get_tensor(name)
+        """All tensors of the folder, as serving reads them."""
+        files = ModelFiles(
+            source=str(self.folder),
+            name=self.folder.name,
+            revision=None,
+            config=self.folder / "config.json",
+            tokenizer=self.folder / "tokenizer.json",
+            tokenizer_config=None,
+            chat_template=None,
+            generation_config=None,
+            weights=tuple(sorted(self.folder.glob("*.safetensors"))),
+        )
+        return read_weights(files)
 
 
 def make_checkpoint(architecture: str, settings: Mapping[str, object], folder: Path) -> Checkpoint:

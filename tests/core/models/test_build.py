@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chipset.backends.quantization import LinearSpec, Verdict
+from chipset.backends.reference.quantization import ReferenceLinear
+from chipset.core.errors import ModelFormatError, UnsupportedArchitecture
+from chipset.core.layers.linear import build_linear
+from chipset.core.models.build import build_decoder
+from chipset.core.models.config import ModelConfig
+from chipset.core.models.decoder import Decoder
+from chipset.core.models.spec import model_spec
+from chipset.core.models.tensors import checkpoint_layout
+from chipset.core.models.weights import WeightCollector
+
+from .cases import CASES, Case
+from .harness import MAX_CONTEXT, Checkpoint, cpu_backend, run
+
+BY_NAME = {case.name: case for case in CASES}
+Make = Callable[[Case], Checkpoint]
+Stream = Iterable[tuple[str, Tensor]]
+
+
+def build(config: ModelConfig, weights: Stream, **options: Any) -> Decoder:
+    spec = model_spec(config, dtype="float32", max_context=MAX_CONTEXT)
+    with torch.inference_mode():
+        return build_decoder(config, spec, cpu_backend(spec), weights, **options)
+
+
+def equal_runs(
+    checkpoint: Checkpoint, change: Callable[[Stream], Iterator[tuple[str, Tensor]]]
+) -> bool:
+    """Whether a checkpoint in another layout gives the same logits, bit by bit."""
+    plain = run(checkpoint, checkpoint.config)
+    changed = run(checkpoint, checkpoint.config, weights=change)
+    return all(torch.equal(a, b) for a, b in zip(plain, changed, strict=True))
+
+
+def test_a_missing_tensor_is_named(checkpoint: Checkpoint) -> None:
+    name, _ = left_out = list(checkpoint.weights())[-1]
+    kept = [entry for entry in checkpoint.weights() if entry[0] != left_out[0]]
+    with pytest.raises(ModelFormatError, match="holds no tensor") as caught:
+        build(checkpoint.config, kept)
+    assert checkpoint_layout(checkpoint.config).canonical(name) in str(caught.value)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(checkpoint: Checkpoint) -> None:
+    name, tensor = next(iter(checkpoint.weights()))
+    with pytest.raises(ModelFormatError, match="has the shape") as caught:
+        build(checkpoint.config, [(name, tensor[..., :-1])])
+    assert name in str(caught.value)
+
+
+def test_a_size_of_the_config_that_the_tensors_deny_does_not_load(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    for size in ("vocab_size", "hidden_size", "intermediate_size", "num_kv_heads", "num_layers"):
+        wrong = replace(checkpoint.config, **{size: getattr(checkpoint.config, size) - 1})
+        if size == "num_layers":
+            wrong = replace(wrong, windows=wrong.windows[:-1])
+        with pytest.raises(ModelFormatError):
+            build(wrong, checkpoint.weights())
+
+
+@pytest.mark.parametrize("flag", ["gated", "tied_embeddings", "qk_norm", "norm_placement"])
+def test_a_flag_that_the_tensors_deny_does_not_load(flag: str, checkpoint_of: Make) -> None:
+    config = checkpoint_of(BY_NAME["gemma-3"]).config
+    wrong = {"gated": False, "tied_embeddings": False, "qk_norm": False, "norm_placement": "pre"}
+    with pytest.raises((ModelFormatError, ValueError)):
+        build(
+            replace(config, **{flag: wrong[flag]}),
+            checkpoint_of(BY_NAME["gemma-3"]).weights(),
+        )
+
+
+def test_a_tensor_without_a_place_is_refused(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    extra = ("model.layers.0.self_attn.q_proj.bias", torch.zeros(32))
+    with pytest.raises(ModelFormatError, match=r"q_proj\.bias"):
+        build(checkpoint.config, [extra, *checkpoint.weights()])
+
+
+def test_leftovers_of_old_checkpoints_are_ignored(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    extras = [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", torch.zeros(4)),
+        ("lm_head.weight", torch.zeros(97, 32)),  # tied: the embedding is the head
+    ]
+    with_extras = build(checkpoint.config, [*extras, *checkpoint.weights()])
+    plain = build(checkpoint.config, checkpoint.weights())
+    ours, theirs = with_extras.state_dict(), plain.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_tensor_that_comes_twice_is_refused(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    weights = list(checkpoint.weights())
+    with pytest.raises(ModelFormatError, match="twice"):
+        build(checkpoint.config, [*weights, weights[0]])
+
+
+def test_integers_are_refused(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    name, tensor = next(iter(checkpoint.weights()))
+    with pytest.raises(ModelFormatError, match="int8"):
+        build(checkpoint.config, [(name, tensor.to(torch.int8))])
+
+
+def test_a_tied_embedding_is_held_once(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    model = build(checkpoint.config, checkpoint.weights())
+    held = {buffer.data_ptr(): buffer.numel() for buffer in model.buffers()}
+    tables = 2 * MAX_CONTEXT * 4  # cos and sin
+    assert sum(held.values()) - tables == checkpoint_layout(checkpoint.config).num_parameters
+
+
+def test_base_model_prefixes_are_optional(checkpoint: Checkpoint) -> None:
+    prefix = checkpoint_layout(checkpoint.config).names.prefix
+
+    def strip(stream: Stream) -> Iterator[tuple[str, Tensor]]:
+        return ((name.removeprefix(prefix), tensor) for name, tensor in stream)
+
+    assert any(name.startswith(prefix) for name, _ in checkpoint.weights())
+    assert equal_runs(checkpoint, strip)
+
+
+def test_packed_experts_equal_single_ones(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["mixtral"])
+
+    def pack(stream: Stream) -> Iterator[tuple[str, Tensor]]:
+        tensors = dict(stream)
+        for layer in range(checkpoint.config.num_layers):
+            there = f"model.layers.{layer}.block_sparse_moe."
+            here = f"model.layers.{layer}.mlp."
+            w1, w3, w2 = (
+                torch.stack([tensors.pop(f"{there}experts.{e}.{name}.weight") for e in range(5)])
+                for name in ("w1", "w3", "w2")
+            )
+            yield f"{here}experts.gate_up_proj", torch.cat((w1, w3), 1)
+            yield f"{here}experts.down_proj", w2
+            yield f"{here}gate.weight", tensors.pop(f"{there}gate.weight")
+        yield from tensors.items()
+
+    assert equal_runs(checkpoint, pack)
+
+
+def test_weights_may_come_in_any_order(checkpoint: Checkpoint) -> None:
+    assert equal_runs(checkpoint, lambda stream: iter(list(stream)[::-1]))
+
+
+def test_tensors_are_let_go_as_soon_as_their_module_is_complete(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    collector = WeightCollector(checkpoint_layout(checkpoint.config), torch.float32)
+    weights = dict(checkpoint.weights())
+    there = "model.layers.1.self_attn."
+    assert collector.take(f"{there}q_proj.weight", weights[f"{there}q_proj.weight"]) is None
+    assert collector.take(f"{there}v_proj.weight", weights[f"{there}v_proj.weight"]) is None
+    complete = collector.take(f"{there}k_proj.weight", weights[f"{there}k_proj.weight"])
+    assert complete is not None
+    name, tensors = complete
+    assert name == "layers.1.attention.qkv"
+    parts = [weights[f"{there}{part}_proj.weight"] for part in "qkv"]
+    assert torch.equal(tensors["weight"], torch.cat(parts))
+    assert not collector._tensors
+
+
+def test_progress_counts_every_parameter(checkpoint: Checkpoint) -> None:
+    seen: list[tuple[int, int]] = []
+    build(checkpoint.config, checkpoint.weights(), progress=lambda *at: seen.append(at))
+    total = checkpoint_layout(checkpoint.config).num_parameters
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+class NoKernel(ReferenceLinear):
+    def kernels(self, spec: LinearSpec) -> tuple[Verdict, ...]:
+        return (Verdict(kernel="torch", ok=False, reason="it rains"),)
+
+
+def test_a_layer_that_no_kernel_takes_is_named_with_the_reason() -> None:
+    spec = LinearSpec(
+        name="head", in_features=2, out_features=2, parts=(2,), dtype="float32", out_dtype="float32"
+    )
+    linear = NoKernel(runtime=None)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedArchitecture, match=r"head .*it rains"):
+        build_linear(linear, spec, {})
