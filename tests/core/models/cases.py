@@ -328,7 +328,11 @@ CASES = (
             scaling("rope original length", original_max_positions=128),
             rope(
                 "all of the head rotated",
-                lambda r: replace(r, rotary_size=2 * r.rotary_size, scaling=None),
+                lambda r: replace(
+                    r,
+                    rotary_size=2 * r.rotary_size,
+                    scaling=replace(r.scaling, long_factor=(1.5, 2.0, 3.0, 4.0) * 2),  # type: ignore[type-var]
+                ),
             ),
         ),
     ),
