@@ -23,8 +23,8 @@ PAGE = """# Models
 <!-- Written by scripts/docs-models from tests/core/models/cases.py; a test keeps it so. -->
 
 A checkpoint is served when the first name under `architectures` in its `config.json` is in this table. All are one
-decoder with other flags (`core/models/decoder.py`); `core/models/families.py` says how a config sets them. Keys known to
-change a model in ways that are not served (`quantization_config`, other kinds of rope, …) are refused by name when the
+decoder with other flags (`core/models/decoder.py`), and `core/models/families.py` says how a config sets them. Keys known
+to change a model in ways that are not served (`quantization_config`, other kinds of rope, …) are refused by name when the
 server starts, and so are tensors that the architecture has no place for. No code that a config names is ever run.
 
 | architecture | models |
