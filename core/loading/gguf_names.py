@@ -132,6 +132,8 @@ def weight_parts(file: GgufFile) -> Iterator[WeightPart]:
     prefix = file.text("general.architecture")
     num_heads = file.integer(f"{prefix}.attention.head_count")
     num_kv_heads = file.integer(f"{prefix}.attention.head_count_kv", num_heads)
+    if num_heads < 1 or num_kv_heads < 1:
+        raise ModelFormatError(f"{file.path} claims {num_heads} heads, {num_kv_heads} for KV.")
     heads = {"attn_q": num_heads, "attn_k": num_kv_heads}
     for tensor in file.tensors.values():
         if tensor.name in _ROPE_TENSORS:
@@ -148,10 +150,15 @@ def weight_parts(file: GgufFile) -> Iterator[WeightPart]:
         elif layer_stem in _MIXTRAL_EXPERTS and family.model_type == "mixtral":
             yield from _experts(file, tensor, f"model.layers.{int(block)}", layer_stem)
         elif layer_stem in family.layer_names:
+            interleaved = heads.get(layer_stem, 0) if family.rotary_rows_interleaved else 0
+            if interleaved and tensor.shape[0] % (2 * interleaved):
+                raise ModelFormatError(
+                    f"{file.path}: {tensor.name} has {tensor.shape[0]} rows for {interleaved} heads."
+                )
             yield WeightPart(
                 f"model.layers.{int(block)}.{family.layer_names[layer_stem]}.{leaf}",
                 tensor,
-                heads.get(layer_stem, 0) if family.rotary_rows_interleaved else 0,
+                interleaved,
                 family.norms_plus_one and layer_stem.endswith("norm"),
             )
         else:

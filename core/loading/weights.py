@@ -82,7 +82,9 @@ def _decode_blocks(stored: GgufTensor, raw: NDArray[np.uint8]) -> NDArray[np.flo
     _, block_bytes = GGML_QUANT_SIZES[stored.kind]
     blocks_per_row = math.gcd(stored.num_bytes // block_bytes, 256)
     try:
-        return gguf.dequantize(raw.reshape(-1, blocks_per_row * block_bytes), stored.kind)
+        # A scale of infinity in the file is the file's affair; numpy would warn of it.
+        with np.errstate(all="ignore"):
+            return gguf.dequantize(raw.reshape(-1, blocks_per_row * block_bytes), stored.kind)
     except NotImplementedError as error:
         raise ModelFormatError(
             f"{stored.name} is stored as {stored.kind.name}, which cannot be decoded."
