@@ -93,9 +93,22 @@ def make_checkpoint(architecture: str, settings: Mapping[str, object], folder: P
         tuple(draw.randrange(config.vocab_size) for _ in range(length + NUM_DECODE))
         for length in PROMPTS
     )
+    return Checkpoint(folder=folder, texts=texts, logits=their_logits(folder, texts, torch.float32))
+
+
+def their_logits(
+    folder: Path, texts: Sequence[Sequence[int]], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Transformers' logits of every token, one full forward for each text; f32 [tokens, V] each."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
-        logits = tuple(model(torch.tensor([text]), use_cache=False).logits[0] for text in texts)
-    return Checkpoint(folder=folder, texts=texts, logits=logits)
+        return tuple(
+            model(torch.tensor([text]), use_cache=False).logits[0].float() for text in texts
+        )
 
 
 def difference(checkpoint: Checkpoint, logits: Sequence[Tensor]) -> float:

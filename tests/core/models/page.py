@@ -23,9 +23,10 @@ PAGE = """# Models
 <!-- Written by scripts/docs-models from tests/core/models/cases.py; a test keeps it so. -->
 
 A checkpoint is served when the first name under `architectures` in its `config.json` is in this table. All are one
-decoder with other flags (`core/models/decoder.py`), and `core/models/families.py` says how a config sets them. Keys known
-to change a model in ways that are not served (`quantization_config`, other kinds of rope, …) are refused by name when the
-server starts, and so are tensors that the architecture has no place for. No code that a config names is ever run.
+decoder with other flags (`core/models/decoder.py`), and `core/models/families.py` says how a config sets them. Keys
+known to change a model in ways that are not served (`quantization_config`, other kinds of rope, …) are refused by name
+when the server starts, and so are tensors that the architecture has no place for. No code that a config names is ever
+run.
 
 | architecture | models |
 |---|---|
@@ -38,7 +39,7 @@ LongRoPE's long or short factors are chosen once, when the server starts, by the
 
 Each row is a tiny random model (weights of standard deviation 0.5, norms and biases random too) that Transformers and
 chipset run in float32 on the CPU. Prompts of {prompts} tokens share a batch, in uneven chunks over shuffled cache
-blocks, then {num_decode} decode steps follow, with a served context of {max_context}. The logits of every token differ
+blocks, then {num_decode} decode steps follow; the served context is {max_context}. The logits of every token differ
 from those of one full forward in Transformers by at most {tolerance:g} of the largest. Then each fault is planted in
 chipset, alone, and must make that comparison fail.
 

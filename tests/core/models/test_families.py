@@ -17,7 +17,7 @@ from chipset.core.models.families import FAMILIES, load_config, read_config
 from chipset.core.models.fields import MAX_BYTES, Fields
 from chipset.core.models.spec import model_spec
 
-from .cases import CASES, TINY
+from .cases import CASES
 
 REQUIRED = {
     "architectures",
@@ -303,7 +303,3 @@ def test_a_mutated_config_is_read_or_refused(data: st.DataObject) -> None:
     except (ModelFormatError, UnsupportedArchitecture):
         return
     assert model_spec(config, dtype="float32").weight_bytes > 0
-
-
-def test_tiny_settings_are_served_whole() -> None:
-    assert read(tiny("LlamaForCausalLM")).num_layers == TINY["num_hidden_layers"]
