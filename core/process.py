@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import traceback
-from typing import BinaryIO
 
 import msgspec
 import zmq
@@ -152,13 +151,12 @@ def main() -> int:
     """Exit code: 0 after Stop, the error's own when the start failed, 1 when a step did."""
     # Ctrl-C reaches the whole process group; the API process decides when this one ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stdin = sys.stdin.buffer
-    line = stdin.readline()
+    line = sys.stdin.buffer.readline()
     if not line:
         return 0
     launch = decode_launch(line)
     channel = Channel(launch)
-    threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(),), daemon=True).start()
     try:
         return _serve(launch, channel)
     finally:
@@ -196,8 +194,10 @@ def _serve(launch: EngineLaunch, channel: Channel) -> int:
     return 0
 
 
-def _end_with_parent(stdin: BinaryIO) -> None:
-    stdin.read()
+def _end_with_parent(stdin: int) -> None:
+    # not the buffered reader: a thread that holds its lock makes the interpreter abort at its end
+    while os.read(stdin, 4096):
+        pass
     os._exit(0)
 
 
