@@ -137,14 +137,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     _check_backend(settings.backend)
     from .console import Console
+    from .engine_process import COMMAND
     from .serving import serve
 
     console = Console()
     try:
-        _in_loop(serve(settings, console))
-    except KeyboardInterrupt:
-        # before the server's own handlers stood; after that none arrives here
-        return 0
+        _in_loop(serve(settings, console, arguments.engine_command or COMMAND))
     finally:
         console.end_progress()
     return 0
@@ -253,13 +251,19 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and end with its exit code (docs/serving.md lists them)."""
+def main(
+    argv: Sequence[str] | None = None, engine_command: Sequence[str] | None = None
+) -> NoReturn:
+    """Run one command and end with its exit code (docs/serving.md lists them).
+
+    `engine_command` starts another engine than this installation's.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     given = sys.argv[1:] if argv is None else argv
     debug = "--debug" in given
     try:
         arguments = _parse(build_parser(), given)
+        arguments.engine_command = engine_command
         code = int(arguments.run(arguments))
     except SystemExit as error:  # argparse's --help
         code = error.code if isinstance(error.code, int) else EXIT_BUG
@@ -268,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except ChipsetError as error:
         code = _report(error, error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        # a server that is told to end does as it is told, however early
+        code = 0 if given[:1] == ["serve"] else EXIT_INTERRUPTED
     except Exception as error:  # a bug: one line for the user, all of it for who asks
         error.add_note("run with --debug for the traceback")
         code = _report(error, EXIT_BUG, debug=debug)
@@ -291,6 +296,9 @@ def _interrupt(*_: object) -> NoReturn:
 
 def _end(code: int) -> NoReturn:
     """What still runs in the background (a download that was given up) is not waited for."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        # it is ending already
+        signal.signal(one, signal.SIG_IGN)
     if "chipset.server.background" in sys.modules:
         from .background import is_busy, leave
 

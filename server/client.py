@@ -73,11 +73,16 @@ class EngineClient:
     death: EngineDied
 
     def __init__(
-        self, process: EngineProcess, commands: zmq.Socket[bytes], events: zmq.asyncio.Socket
+        self,
+        process: EngineProcess,
+        commands: zmq.Socket[bytes],
+        events: zmq.asyncio.Socket,
+        max_backlog: int,
     ) -> None:
         self._process = process
         self._commands = commands
         self._events = events
+        self._max_backlog = max_backlog
         self._streams: dict[int, _Stream] = {}
         self._last_words: Fatal | None = None
         self.stats = None
@@ -91,6 +96,7 @@ class EngineClient:
         launch: EngineLaunch,
         progress: Callable[[str, int, int, str], None],
         command: Sequence[str] = COMMAND,
+        max_backlog: int = MAX_BACKLOG,
     ) -> AsyncIterator[EngineClient]:
         """Start the engine process, wait until it is ready, end it on leaving; `launch` gets its addresses here.
 
@@ -110,7 +116,7 @@ class EngineClient:
                     events=_bind(events, f"ipc://{folder}/events"),
                 )
                 process = await EngineProcess.start(addressed, command)
-                client = cls(process, commands, events)
+                client = cls(process, commands, events, max_backlog)
                 try:
                     async with client._running(progress):
                         yield client
@@ -203,7 +209,7 @@ class EngineClient:
         stream = self._streams.get(tokens.request_id)
         if stream is None:
             return
-        if len(stream.backlog) >= MAX_BACKLOG:
+        if len(stream.backlog) >= self._max_backlog:
             self._fail(
                 tokens.request_id, RequestFailed("the client reads more slowly than text comes")
             )

@@ -69,9 +69,9 @@ class Chat:
                 if self._with_logprobs:
                     logprobs.append(_logprob(self._tokenizer, piece.token))
         choice = ChatChoice(
-            AnswerMessage("".join(texts)),
-            ChatLogprobs(logprobs) if self._with_logprobs else None,
-            _FINISH[self._generation.finish or "length"],
+            message=AnswerMessage(content="".join(texts)),
+            logprobs=ChatLogprobs(logprobs) if self._with_logprobs else None,
+            finish_reason=_FINISH[self._generation.finish or "length"],
         )
         return ChatAnswer(
             id=self._id,
@@ -84,16 +84,18 @@ class Chat:
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Streamed, without [DONE]."""
-        yield self._chunk(ChunkChoice(Delta(role="assistant", content="")))
+        yield self._chunk(ChunkChoice(delta=Delta(role="assistant", content="")))
         async with aclosing(self._generation.pieces()) as pieces:
             async for piece in pieces:
                 logprobs = None
                 if self._with_logprobs:
                     logprobs = ChatLogprobs([_logprob(self._tokenizer, piece.token)])
                 if piece.text or logprobs:
-                    yield self._chunk(ChunkChoice(Delta(content=piece.text), logprobs))
+                    yield self._chunk(
+                        ChunkChoice(delta=Delta(content=piece.text), logprobs=logprobs)
+                    )
         finish = _FINISH[self._generation.finish or "length"]
-        yield self._chunk(ChunkChoice(Delta(), None, finish))
+        yield self._chunk(ChunkChoice(delta=Delta(), finish_reason=finish))
         if self._with_usage:
             yield self._chunk(None, _usage([self._generation]))
 

@@ -127,21 +127,21 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     content: list[TokenLogprob]
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
+class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The model's turn."""
 
-    content: str
     role: str = "assistant"
+    content: str
     refusal: None = None
 
 
-class ChatChoice(msgspec.Struct, frozen=True):
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The only one."""
 
+    index: int = 0
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
-    index: int = 0
 
 
 class ChatAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,13 +163,13 @@ class Delta(msgspec.Struct, frozen=True):
     content: str | UnsetType = UNSET
 
 
-class ChunkChoice(msgspec.Struct, frozen=True):
+class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The only one."""
 
+    index: int = 0
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
-    index: int = 0
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
