@@ -44,7 +44,7 @@ class TensorNames:
     expert_gate_up: tuple[str, str] = ("w1", "w3")
     expert_down: str = "w2"
 
-    ignored: tuple[str, ...] = (".rotary_emb.", ".masked_bias", ".attn.bias")
+    ignored: tuple[str, ...] = (".rotary_emb.", ".masked_bias")
     """Parts of names of tensors that are no weights, found in old checkpoints."""
 
 

@@ -1,7 +1,8 @@
 """Runs our decoder and Transformers' on one random checkpoint, and compares every logit.
 
-Ours gets two sequences in one batch, paged: uneven chunks of the prompts, then decode steps; blocks come shuffled and
-hold nan before they are written; blocks left of a window are taken away. Theirs gets each sequence in one forward.
+Ours gets two sequences in one batch, paged: uneven chunks of the prompts, decode steps, and one step that mixes them;
+blocks come shuffled and hold nan before they are written; blocks left of a window are taken away. Theirs gets each
+sequence in one forward.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chipset.backends.backend import Backend
@@ -37,8 +39,8 @@ BLOCK_SIZE = 16
 MAX_CONTEXT = 96
 PROMPTS = (61, 43)
 NUM_DECODE = 8
-CHUNKS = ((7, 0), (13, 5), (1, 17), (25, 2), (15, 19))
-"""Tokens of each prompt in each prefill step."""
+STEPS = ((7, 0), (13, 5), (1, 17), (25, 21), (15, 1), *((1, 1),) * (NUM_DECODE - 1), (1, 0))
+"""Tokens of each text: chunks of the prompts, one of them beside the other's first decode step, then decode steps."""
 
 Weights = Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]
 
@@ -180,14 +182,13 @@ class Session:
         return tables, cache
 
     def run(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-        """Chunks of the prompts, then decode steps; logits of all tokens."""
+        """All STEPS; logits of all tokens."""
         done = [0] * len(texts)
         found: list[list[Tensor]] = [[] for _ in texts]
-        steps = [*((chunk, False) for chunk in CHUNKS), *(((1, 1), True),) * NUM_DECODE]
-        for counts, is_decode in steps:
-            rows = [row for row, count in enumerate(counts) if count]
-            batch = self.batch(texts, done, counts, rows, is_decode=is_decode)
+        for counts in STEPS:
+            batch = self.batch(texts, done, counts)
             logits, self.cache = self.step(self.backend.prepare(batch), self.cache)
+            rows = in_order(done, counts)
             for row, part in zip(rows, torch.split(logits, [counts[r] for r in rows]), strict=True):
                 found[row].append(part)
                 done[row] += counts[row]
@@ -195,15 +196,11 @@ class Session:
         return tuple(torch.cat(parts) for parts in found)
 
     def batch(
-        self,
-        texts: Sequence[Sequence[int]],
-        done: Sequence[int],
-        counts: Sequence[int],
-        rows: Sequence[int],
-        *,
-        is_decode: bool,
+        self, texts: Sequence[Sequence[int]], done: Sequence[int], counts: Sequence[int]
     ) -> StepBatch:
-        """The next counts[row] tokens of `rows`, with a row of logits for every token."""
+        """The next counts[row] tokens of each text, with a row of logits for every token."""
+        rows = in_order(done, counts)
+        num_decode_rows = sum(done[row] >= PROMPTS[row] for row in rows)
         ends = [done[row] + counts[row] for row in rows]
         num_tokens, width = sum(counts), -(-max(ends) // BLOCK_SIZE)
         at = [
@@ -211,26 +208,20 @@ class Session:
             for row, end in zip(rows, ends, strict=True)
             for index in range(done[row], end)
         ]
+        phase = {0: Phase.PREFILL, len(rows): Phase.DECODE}.get(num_decode_rows, Phase.MIXED)
         bucket = Bucket(
-            phase=Phase.DECODE if is_decode else Phase.PREFILL,
+            phase=phase,
             num_rows=len(rows),
             num_tokens=num_tokens,
             num_logits=num_tokens,
             max_query=max(counts),
             blocks_per_row=width,
         )
-        tables = []
-        for group, table in zip(self.spec.groups, self.tables, strict=True):
-            held = np.array([table[row][:width] for row in rows], np.int32)
-            for place, row in enumerate(rows):
-                gone = max(0, done[row] - (group.window or done[row] + 1) + 1) // BLOCK_SIZE
-                held[place, :gone] = 0
-            tables.append(held)
         sink = np.full(num_tokens, 2, np.int32)
         return StepBatch(
             bucket=bucket,
             num_rows=len(rows),
-            num_decode_rows=len(rows) if is_decode else 0,
+            num_decode_rows=num_decode_rows,
             num_tokens=num_tokens,
             num_logits=num_tokens,
             token_ids=np.array([texts[row][index] for row, index in at], np.int32),
@@ -238,12 +229,31 @@ class Session:
             query_len=np.array([counts[row] for row in rows], np.int32),
             context_len=np.array(ends, np.int32),
             row_slot=np.array(rows, np.int32),
-            block_table=tables,
+            block_table=self._block_tables(rows, done, width),
             logit_index=np.arange(num_tokens, dtype=np.int32),
             sampling=SamplingBatch(
                 features=frozenset(), slot=sink, position=np.zeros(num_tokens, np.int32)
             ),
         )
+
+    def _block_tables(
+        self, rows: Sequence[int], done: Sequence[int], width: int
+    ) -> list[NDArray[np.int32]]:
+        """Per group, without the blocks left of its window."""
+        tables = []
+        for group, table in zip(self.spec.groups, self.tables, strict=True):
+            held = np.array([table[row][:width] for row in rows], np.int32)
+            for place, row in enumerate(rows):
+                first = 0 if group.window is None else max(0, done[row] - group.window + 1)
+                held[place, : first // BLOCK_SIZE] = 0
+            tables.append(held)
+        return tables
+
+
+def in_order(done: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Rows that bring tokens, decode rows first."""
+    rows = [row for row, count in enumerate(counts) if count]
+    return sorted(rows, key=lambda row: done[row] < PROMPTS[row])
 
 
 def cpu_backend(spec: ModelSpec) -> Backend:

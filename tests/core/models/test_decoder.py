@@ -28,7 +28,7 @@ class Counted(SingleRank):
 
 
 def step(session: Session, checkpoint: Checkpoint) -> Tensor:
-    batch = session.batch(checkpoint.texts, [0, 0], [5, 3], [0, 1], is_decode=False)
+    batch = session.batch(checkpoint.texts, [0, 0], [5, 3])
     with torch.inference_mode():
         logits, session.cache = session.step(session.backend.prepare(batch), session.cache)
     return logits

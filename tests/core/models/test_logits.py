@@ -60,7 +60,7 @@ def test_only_the_rows_asked_for_go_through_the_head(
 ) -> None:
     checkpoint = checkpoint_of(BY_NAME["llama"])
     session = Session(checkpoint, checkpoint.config)
-    batch = session.batch(checkpoint.texts, [0, 0], [9, 5], [0, 1], is_decode=False)
+    batch = session.batch(checkpoint.texts, [0, 0], [9, 5])
     picked = batch.logit_index[[3, 8, 13]]
     bucket = replace(batch.bucket, num_logits=3)
     sampling = replace(batch.sampling, slot=picked * 0 + 2, position=picked * 0)
