@@ -66,7 +66,10 @@ class ReferenceKVCache(KVCache):
         return max(0, int(utilisation * before.total) - used - step - self.slot_bytes)
 
     def allocate(self, plans: Sequence[KVPlan]) -> PagedCache:
-        """Zeros; the null block takes padding, so there is no sink beside it."""
+        """Blocks start with whatever was there, as recycled ones do: a host then pays for what it writes only.
+
+        The null block takes padding, so there is no sink beside it.
+        """
         self.plans = tuple(plans)
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
@@ -74,8 +77,8 @@ class ReferenceKVCache(KVCache):
             group = plan.group
             shape = (plan.num_blocks, self.block_size, group.num_kv_heads)
             for layer in group.layers:
-                keys[layer] = self._zeros(*shape, group.head_size, dtype=group.dtype)
-                values[layer] = self._zeros(*shape, group.value_size, dtype=group.dtype)
+                keys[layer] = self._blank(*shape, group.head_size, dtype=group.dtype)
+                values[layer] = self._blank(*shape, group.value_size, dtype=group.dtype)
         return PagedCache(
             keys=keys,
             values=values,
@@ -123,6 +126,9 @@ class ReferenceKVCache(KVCache):
         at = self.runtime.put(torch.tensor([slot], dtype=torch.int32))
         row = self._put(counts)[None]
         return cache._replace(counts=self._set(cache.counts, at, row))
+
+    def _blank(self, *shape: int, dtype: str) -> Tensor:
+        return torch.empty(shape, dtype=torch_dtype(dtype), device=self.runtime.device)
 
     def _zeros(self, *shape: int, dtype: str) -> Tensor:
         return torch.zeros(shape, dtype=torch_dtype(dtype), device=self.runtime.device)

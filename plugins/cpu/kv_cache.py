@@ -15,6 +15,10 @@ LOGIT_COPIES = 10
 """Vocabulary-sized rows a drawn token has at once at most: filters sort, with indices, and keep what they sorted."""
 
 
+FAIR_SHARE = 4 * 2**30
+"""Bytes that the cache takes unasked: a host's memory is not the server's alone. --kv-cache-memory asks for more."""
+
+
 class CPUKVCache(ReferenceKVCache):
     """Plain tensors, written in place."""
 
@@ -23,10 +27,21 @@ class CPUKVCache(ReferenceKVCache):
         self.launch = launch
 
     def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:  # noqa: ARG002
-        """`utilisation` of the memory that is left, less the slots and an upper estimate of the largest step."""
+        """`utilisation` of the memory that is left, less the slots and an upper estimate of the largest step.
+
+        No more than FAIR_SHARE, or one text of the longest context where that is more.
+        """
         memory = self.runtime.memory()
         free = 0 if memory is None else memory.free
-        return max(0, int(utilisation * free) - self.slot_bytes - self.step_bytes)
+        left = int(utilisation * free) - self.slot_bytes - self.step_bytes
+        return max(0, min(left, max(FAIR_SHARE, self.text_bytes)))
+
+    @property
+    def text_bytes(self) -> int:
+        """What one text of the longest context takes, and the null block."""
+        options = self.launch.options
+        num_blocks = 1 + -(-options.max_context // options.block_size)
+        return num_blocks * sum(map(self.block_bytes, self.launch.model.groups))
 
     @property
     def step_bytes(self) -> int:
