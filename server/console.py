@@ -66,7 +66,7 @@ class Console:
     ) -> None:
         """What is served, on what, why, how much fits, and where."""
         rows = [
-            ("model", f"{files.name} ({ready.architecture}), {_bytes(ready.weight_bytes)}"),
+            ("model", f"{files.name} ({ready.architecture}), {human_bytes(ready.weight_bytes)}"),
             ("backend", f"{ready.backend} on {ready.device} ({ready.reason})"),
             ("dtype", f"{ready.dtype}, KV cache {ready.kv_dtype}{_why(ready, 'dtype')}"),
             (
@@ -129,12 +129,13 @@ def _why(ready: Ready, option: str) -> str:
 
 def _amount(done: int, total: int, unit: str) -> str:
     if unit == "B":
-        return f"{_bytes(done)} of {_bytes(total)}" if total else _bytes(done)
+        return f"{human_bytes(done)} of {human_bytes(total)}" if total else human_bytes(done)
     tail = f" {unit}" if unit else ""
     return f"{done} of {total}{tail}" if total else f"{done}{tail}"
 
 
-def _bytes(count: int) -> str:
+def human_bytes(count: int) -> str:
+    """Such as 92.1 MiB."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
