@@ -41,7 +41,7 @@ class ReferenceSampler(Sampler):
     ) -> tuple[StepOutput, Cache]:
         """See Sampler."""
         features, sampling = inputs.features, inputs.sampling
-        raw, finite = logits, all_finite(logits)
+        raw, finite = logits, self.finite(logits)
         if "penalties" in features:
             held = cache.counts.index_select(0, sampling["slot"])
             logits = penalise(logits, held, sampling["penalties"])
@@ -71,10 +71,26 @@ class ReferenceSampler(Sampler):
         logits = heat(logits, sampling["temperature"])
         hot = sampling["temperature"][:, None] > 0
         if "filters" in features:
-            logits = torch.where(hot, filtered(logits, sampling), logits)
-        noise = gumbel(sampling["seed"], sampling["position"], logits.shape[-1])
-        ids = torch.argmax(torch.where(hot, logits + noise, logits), -1)
-        return logits, ids.to(torch.int32)
+            logits = torch.where(hot, self.filter(logits, sampling), logits)
+        noisy = self.noisy_best(logits, sampling["seed"], sampling["position"])
+        return logits, torch.where(hot[:, 0], noisy, torch.argmax(logits, -1)).to(torch.int32)
+
+    def noisy_best(self, logits: Tensor, seed: Tensor, position: Tensor) -> Tensor:
+        """[L] argmax of logits + noise."""
+        token = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
+        return torch.argmax(logits + gumbel(seed, position, token), -1)
+
+    def finite(self, logits: Tensor) -> Tensor:
+        """[L] bool: no nan (which least and greatest would be) and no inf."""
+        low, high = torch.aminmax(logits, dim=-1)
+        return torch.isfinite(low) & torch.isfinite(high)
+
+    def filter(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
+        """top_k, top_p, typical_p, min_p; each sees what the one before left."""
+        logits = keep_top_k(logits, sampling["top_k"])
+        logits = keep_top_p(logits, sampling["top_p"])
+        logits = keep_typical(logits, sampling["typical_p"])
+        return keep_min_p(logits, sampling["min_p"])
 
     def _keep(self, cache: PagedCache, slot: Tensor, ids: Tensor, *, counted: bool) -> PagedCache:
         one = torch.ones_like(ids)
@@ -87,12 +103,6 @@ class ReferenceSampler(Sampler):
         if counted:
             counts = counts.index_put((slot, ids), one, accumulate=True)
         return cache._replace(last_ids=cache.last_ids.index_put((slot,), ids), counts=counts)
-
-
-def all_finite(logits: Tensor) -> Tensor:
-    """[L] bool: no nan (which least and greatest would be) and no inf."""
-    low, high = torch.aminmax(logits, dim=-1)
-    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def penalise(logits: Tensor, held: Tensor, penalties: Tensor) -> Tensor:
@@ -129,14 +139,6 @@ def heat(logits: Tensor, temperature: Tensor) -> Tensor:
     scale = torch.where(temperature > 0, temperature, 1.0)[:, None]
     # a masked logit over a temperature below 1 would be -inf; a bound keeps it finite
     return torch.clamp(logits / scale, min=MASKED)
-
-
-def filtered(logits: Tensor, sampling: SamplingTensors) -> Tensor:
-    """top_k, top_p, typical_p, min_p; each sees what the one before left and keeps the best token."""
-    logits = keep_top_k(logits, sampling["top_k"])
-    logits = keep_top_p(logits, sampling["top_p"])
-    logits = keep_typical(logits, sampling["typical_p"])
-    return keep_min_p(logits, sampling["min_p"])
 
 
 def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
@@ -193,11 +195,10 @@ def logprobs(logits: Tensor, ids: Tensor, count: int) -> dict[str, Tensor]:
     }
 
 
-def gumbel(seed: Tensor, position: Tensor, vocab_size: int) -> Tensor:
-    """Noise f32 [L, V] of seed [L, 2] and position [L], as ..sampler defines it."""
+def gumbel(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
+    """Noise f32 [L, N] of seed [L, 2], position [L] and token ids [N], as ..sampler defines it."""
     key = _mix(_mix(_mix(seed[:, 0]) ^ seed[:, 1]) ^ position)
-    token = torch.arange(1, vocab_size + 1, dtype=torch.int32, device=seed.device)
-    bits = _mix(key[:, None] ^ _mix(token)) & 0x7FFFFF
+    bits = _mix(key[:, None] ^ _mix(token + 1)) & 0x7FFFFF
     uniform = (bits.float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 

@@ -2,7 +2,7 @@
 
 Measured with torch 2.13 and MKL on an AVX2 machine of two cores:
     1 row             the matrix-vector product uses one thread; a batch of slices of the weight uses all
-    2 to 8 rows       weight @ x.T takes half the time of x @ weight.T, or less
+    a few rows        weight @ x.T takes half the time of x @ weight.T, or less
     bfloat16 weight   without instructions for it, 4 rows and more take longer than widening the weight, slice by
                       slice in cache, and multiplying in float32
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .scratch import Scratch
 
-FEW_ROWS = 8
+FEW_ROWS_ALONE, FEW_ROWS = 4, 8
+"""With one thread, and with several."""
 WIDEN_FROM = 4
 """Rows from which a bfloat16 weight is widened."""
 SLICE_NUMBERS = 2**20
@@ -61,7 +62,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if num_slices > 1:
         slices = weight.view(num_slices, -1, weight.shape[1]).transpose(1, 2)
         out = torch.bmm(x.expand(num_slices, 1, -1), slices).view(1, -1)
-    elif 1 < num_rows <= FEW_ROWS:
+    elif 1 < num_rows <= (FEW_ROWS if torch.get_num_threads() > 1 else FEW_ROWS_ALONE):
         out = torch.mm(weight, x.t()).t().contiguous()
     else:
         return F.linear(x, weight, bias)
