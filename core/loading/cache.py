@@ -153,7 +153,7 @@ def guard_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
                 f"The disk is full at {path}{need}: "
                 "make room, or set CHIPSET_CACHE (for hub models HF_HOME) to a larger disk."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ModelError(
                 f"{path} cannot be written ({error.strerror}); set CHIPSET_CACHE to a folder that can."
             ) from error

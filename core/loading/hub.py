@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LOOKUP_S = 3.0
 """How long the hub may take to answer where there is something else to serve."""
 _PATIENT_LOOKUP_S = 30.0
-_RESUMABLE_BYTES = 1 << 22
+_RESUMABLE_BYTES = 1 << 24
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

