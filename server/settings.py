@@ -141,7 +141,7 @@ class ServerSettings:
     )  # fmt: skip
     backend: str = _flag(
         "--backend", metavar="NAME", default="auto",
-        help="auto, cpu, cuda, rocm, gaudi, neuron, tpu, or an installed plugin's name",
+        help="auto, cpu or another backend",
     )  # fmt: skip
     dtype: str = _flag(
         "--dtype", parse=one_of(*DTYPES), metavar="NAME", default="auto",
