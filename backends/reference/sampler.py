@@ -78,7 +78,7 @@ class ReferenceSampler(Sampler):
     def noisy_best(self, logits: Tensor, seed: Tensor, position: Tensor) -> Tensor:
         """[L] argmax of logits + noise."""
         token = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
-        return torch.argmax(logits + gumbel(seed, position, token), -1)
+        return torch.argmax(logits + gumbel(noise_key(seed, position)[:, None], token), -1)
 
     def finite(self, logits: Tensor) -> Tensor:
         """[L] bool: no nan (which least and greatest would be) and no inf."""
@@ -195,10 +195,14 @@ def logprobs(logits: Tensor, ids: Tensor, count: int) -> dict[str, Tensor]:
     }
 
 
-def gumbel(seed: Tensor, position: Tensor, token: Tensor) -> Tensor:
-    """Noise f32 [L, N] of seed [L, 2], position [L] and token ids [N], as ..sampler defines it."""
-    key = _mix(_mix(_mix(seed[:, 0]) ^ seed[:, 1]) ^ position)
-    bits = _mix(key[:, None] ^ _mix(token + 1)) & 0x7FFFFF
+def noise_key(seed: Tensor, position: Tensor) -> Tensor:
+    """[L] i32 of seed [L, 2] and position [L]: where the noise of a row starts from."""
+    return _mix(_mix(_mix(seed[:, 0]) ^ seed[:, 1]) ^ position)
+
+
+def gumbel(key: Tensor, token: Tensor) -> Tensor:
+    """Noise f32 of keys and token ids, broadcast against each other, as ..sampler defines it."""
+    bits = _mix(key ^ _mix(token + 1)) & 0x7FFFFF
     uniform = (bits.float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,8 @@ class CPUSampler(ReferenceSampler):
         if len(hot) == len(logits):
             return super().draw(logits, features, sampling)
         ids = torch.argmax(logits, -1).to(torch.int32)
+        if len(hot) == 0:
+            return logits, ids
         some = {name: sampling[name][hot] for name in DRAWN_BY if name in sampling}
         drawn, ids[hot] = super().draw(logits[hot], features, some)
         return logits.index_copy(0, hot, drawn), ids
@@ -54,13 +57,16 @@ class CPUSampler(ReferenceSampler):
 
     def noisy_best(self, logits: Tensor, seed: Tensor, position: Tensor) -> Tensor:
         """See ReferenceSampler.noisy_best; no noise for tokens that none could lift to the top."""
+        near = logits >= logits.amax(-1, keepdim=True) - NOISE_RANGE
+        row, token = (torch.from_numpy(index) for index in np.nonzero(near.numpy()))
+        key = reference.noise_key(seed, position)
+        noisy = logits[row, token] + reference.gumbel(key[row], token.int())
         best = torch.zeros(len(logits), dtype=torch.int64)
-        least = logits.amax(-1) - NOISE_RANGE
-        for row, values in enumerate(logits):
-            token = torch.nonzero(values >= least[row])[:, 0]
-            if len(token):  # a row of nan has none; whatever is drawn there, its request ends
-                noise = reference.gumbel(seed[row, None], position[row, None], token.int())[0]
-                best[row] = token[torch.argmax(values[token] + noise)]
+        first = 0
+        for index, count in enumerate(near.sum(-1).tolist()):
+            if count:  # a row of nan has none; whatever is drawn there, its request ends
+                best[index] = token[first + torch.argmax(noisy[first : first + count])]
+            first += count
         return best
 
     def finite(self, logits: Tensor) -> Tensor:
