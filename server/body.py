@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from email.message import Message
 
 from starlette.datastructures import Headers
@@ -10,24 +11,33 @@ from starlette.types import Message as Event
 
 from .errors import HttpError, is_openai, render
 
+TIMEOUT_S = 30.0
+"""For one body to arrive."""
+
 
 class BodyLimit:
     """ASGI middleware: reads the whole body before the app sees the request.
 
-    Answers 413 past `limit` bytes, and 415 where the content is not said to be JSON.
+    Answers 413 past `limit` bytes, 415 where the content is not said to be JSON, 408 after `timeout_s`.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float = TIMEOUT_S) -> None:
         self._app = app
         self._limit = limit
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 413 or 415."""
+        """Pass on, or answer 408, 413 or 415."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(scope, receive)
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            late = HttpError(408, "timeout", "the body did not arrive", {"Connection": "close"})
+            await render(late, openai=is_openai(scope["path"])).response()(scope, receive, send)
+            return
         except HttpError as error:
             response = render(error, openai=is_openai(scope["path"])).response()
             await response(scope, receive, send)

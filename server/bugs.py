@@ -35,7 +35,8 @@ class Bugs:
         ) as error:  # any at all: it must neither reach the client nor end the server
             if has_begun or scope["type"] != "http":
                 raise
-            log.exception("a bug in answering %s", scope["path"])
+            # quoted: a path may hold line breaks
+            log.exception("a bug in answering %r", scope["path"])
             answer = render(error, openai=is_openai(scope["path"]))
             self._metrics.failed(answer.error_type)
             await answer.response()(scope, receive, send)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Coroutine
+import termios
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from ..core.text.tokenizer import Tokenizer
 from .background import in_background
 from .client import EngineClient
 from .console import Console
+from .engine_process import COMMAND
 from .generation import Generator, Job
 from .launch import engine_launch
 from .limits import Limits
@@ -42,7 +44,9 @@ class ChatOptions:
     max_new_tokens: int | None
 
 
-async def chat(settings: ServerSettings, options: ChatOptions) -> None:
+async def chat(
+    settings: ServerSettings, options: ChatOptions, command: Sequence[str] = COMMAND
+) -> None:
     """Talk until /exit or the end of the input. Ctrl-C stops an answer, and without one the conversation."""
     console = Console()
     try:
@@ -52,7 +56,7 @@ async def chat(settings: ServerSettings, options: ChatOptions) -> None:
         files = await in_background(finding)
         tokenizer = await in_background(partial(Tokenizer.load, files))
         launch = engine_launch(settings, files)
-        async with EngineClient.start(launch, console.progress) as client:
+        async with EngineClient.start(launch, console.progress, command) as client:
             console.end_progress()
             limits = Limits.derive(settings, client.ready, tokenizer.vocab_size)
             metrics = Metrics(lambda: client.stats, lambda: files.name)
@@ -63,7 +67,8 @@ async def chat(settings: ServerSettings, options: ChatOptions) -> None:
                 return
             if sys.stdin.isatty():
                 console.note(f"{files.name} on {client.ready.backend}. /exit ends, Ctrl-C stops.")
-            await conversation.go_on()
+            with _terminal_kept():
+                await conversation.go_on()
     finally:
         console.end_progress()
 
@@ -85,7 +90,8 @@ class Conversation:
             try:
                 line = (await _interruptible(in_background(_ask))).strip()
             except (EOFError, Interrupted):
-                self._console.say("\n")
+                if sys.stdin.isatty():
+                    self._console.say("\n")
                 return
             if line in EXITS:
                 return
@@ -141,7 +147,21 @@ async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
         loop.remove_signal_handler(signal.SIGINT)
 
 
+@contextlib.contextmanager
+def _terminal_kept() -> Iterator[None]:
+    """Leave the terminal as it was: line editing that is cut off in the middle does not."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
 def _ask() -> str:
+    """The next line; runs in a thread."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         if not line:

@@ -48,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments, os.environ)
     _check_backend(settings.backend)
     from .chat import ChatOptions, chat
+    from .engine_process import COMMAND
 
     options = ChatOptions(
         prompt=arguments.prompt,
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         max_new_tokens=arguments.max_new_tokens,
     )
-    _in_loop(chat(settings, options))
+    _in_loop(chat(settings, options, arguments.engine_command or COMMAND))
 
 
 def _pull(arguments: argparse.Namespace) -> None:

@@ -33,11 +33,16 @@ class EngineProcess:
             *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         assert process.stdin is not None
-        # an engine that died this early is reported by wait()
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(encode_launch(launch) + b"\n")
-            await process.stdin.drain()
-        return cls(process)
+        engine = cls(process)
+        try:
+            # an engine that died this early is reported by wait()
+            with contextlib.suppress(ConnectionError):
+                process.stdin.write(encode_launch(launch) + b"\n")
+                await process.stdin.drain()
+        except BaseException:
+            engine.kill()
+            raise
+        return engine
 
     @property
     def pid(self) -> int:

@@ -17,7 +17,6 @@ MAX_STOP_BYTES = 1024
 """Of one stop string."""
 MAX_CHARS_PER_TOKEN = 64
 """Text longer than this for each token of the limit is refused before it is tokenized."""
-MAX_TEMPERATURE = 100.0
 MAX_REPETITION_PENALTY = 100.0
 MAX_SEED = 2**64 - 1
 MIN_SEED = -(2**63)

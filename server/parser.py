@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
-from .settings import Flag, ServerSettings, build_settings, flags
+from .settings import Flag, ServerSettings, build_settings, flags, temperature, whole_number
+
+T = TypeVar("T")
 
 ENGINE_FIELDS = frozenset(
     {
@@ -52,10 +54,16 @@ class CommandLine:
         self._argument("run", "prompt", nargs="?", metavar="PROMPT", help="answer this and end")
         self._argument("run", "--system", metavar="TEXT", help="how the model should behave")
         self._argument(
-            "run", "--temperature", type=float, default=0.7, metavar="T", help="0 is greedy"
+            "run",
+            "--temperature",
+            type=_checked(temperature),
+            default=0.7,
+            metavar="T",
+            help="0 is greedy; default 0.7",
         )
-        self._argument("run", "--seed", type=int, metavar="N", help="draw the same text again")
-        self._argument("run", "--max-new-tokens", type=int, metavar="N", help="of one answer")
+        seed, count = _checked(whole_number(0)), _checked(whole_number(1))
+        self._argument("run", "--seed", type=seed, metavar="N", help="draw the same text again")
+        self._argument("run", "--max-new-tokens", type=count, metavar="N", help="of one answer")
         pulled = frozenset({"revision", "debug"})
         self._add("pull", "download a model, or its newest version", pulled, model=True)
         debug = frozenset({"debug"})
@@ -122,6 +130,18 @@ def read_settings(arguments: argparse.Namespace, environment: Mapping[str, str])
         return build_settings(given, environment)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """As argparse wants it: an error of its own class keeps its words."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"not {text!r}; give {error}") from None
+
+    return checked
 
 
 def meant(wrong: str, choices: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ T = TypeVar("T")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 MAX_COUNT = 2**31 - 1
+MAX_TEMPERATURE = 100.0
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -42,6 +43,24 @@ def seconds(text: str) -> float:
         value = -1.0
     if not (math.isfinite(value) and value >= 0):
         raise ValueError("a number of seconds, 0 or more")
+    return value
+
+
+def not_empty(text: str) -> str:
+    """Any text but none."""
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text
+
+
+def temperature(text: str) -> float:
+    """A finite temperature; 0 is greedy."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_TEMPERATURE:
+        raise ValueError(f"a number from 0 to {MAX_TEMPERATURE:g}")
     return value
 
 
@@ -200,7 +219,10 @@ class ServerSettings:
         "--no-prefix-cache", parse=on, default=False, help="compute every prompt anew"
     )
     api_key: str | None = _flag(
-        "--api-key", metavar="KEY", help="wanted by every route except /health and /ready"
+        "--api-key",
+        parse=not_empty,
+        metavar="KEY",
+        help="wanted by every route except /health and /ready",
     )
     public_metrics: bool = _flag(
         "--public-metrics", parse=on, default=False, help="serve /metrics without the key"

@@ -9,10 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ..limits import (
     MAX_REPETITION_PENALTY,
     MAX_SEED,
-    MAX_TEMPERATURE,
     MIN_SEED,
 )
-from ..settings import MAX_COUNT
+from ..settings import MAX_COUNT, MAX_TEMPERATURE
 
 
 def _unicode(text: str) -> str:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from ..limits import MAX_TEMPERATURE
+from ..settings import MAX_TEMPERATURE
 from .bounds import Body, Count, Penalty, Positive, Repetition, Share, Text
 
 NativeTemperature = Annotated[float, Field(gt=0, le=MAX_TEMPERATURE, allow_inf_nan=False)]

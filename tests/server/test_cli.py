@@ -79,6 +79,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["serve", "--memory-utilisation", "nan"], "above 0 and at most 1"),
         (["serve", "--shutdown-timeout", "inf"], "seconds"),
         (["serve", "a", "--model-id", "b"], "give one of them"),
+        (["serve", "--api-key", ""], "a text that is not empty"),
+        (["run", "a", "b", "--temperature", "nan"], "not 'nan'; give a number from 0 to 100"),
+        (["run", "a", "b", "--max-new-tokens", "0"], "a whole number from 1"),
     ],
 )
 def test_a_wrong_word_is_one_line_with_the_cure(arguments: list[str], text: str) -> None:

@@ -166,14 +166,19 @@ def test_leaving_ends_the_process_even_one_that_is_deaf() -> None:
     asyncio.run(main())
 
 
+def listening() -> set[tuple[str, int]]:
+    connections = psutil.Process().net_connections("inet")
+    return {(one.laddr.ip, one.laddr.port) for one in connections if one.status == "LISTEN"}
+
+
 def test_the_sockets_are_in_a_folder_of_this_user_alone() -> None:
+    before = listening()
+
     async def test(client: EngineClient) -> None:
         sockets = [Path(one.laddr) for one in psutil.Process().net_connections("unix")]
         [folder] = {one.parent for one in sockets if one.name in ("commands", "events")}
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert folder.stat().st_uid == os.getuid()
-        assert not [
-            one for one in psutil.Process().net_connections("inet") if one.status == "LISTEN"
-        ]
+        assert listening() == before
 
     run("serve", test)

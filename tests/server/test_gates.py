@@ -1,10 +1,14 @@
 """Key, host and body are checked before any route sees the request."""
 
+import asyncio
+from collections.abc import Iterator
+
 import pytest
 from starlette.routing import Route
 
 from chipset.server.app import create_app
 from chipset.server.auth import OPEN_PATHS
+from chipset.server.body import BodyLimit
 from chipset.server.hosts import is_loopback
 from chipset.server.service import Service
 from chipset.server.settings import ServerSettings
@@ -28,18 +32,23 @@ def routes() -> list[tuple[str, str]]:
     return sorted({*found, *plain})
 
 
-def test_every_route_but_the_open_ones_wants_the_key() -> None:
+@pytest.fixture(scope="module")
+def locked() -> Iterator[LiveServer]:
     with live_server(FakeEngine(), api_key=KEY) as server:
-        seen = set()
-        for method, path in routes():
-            response = server.http.request(method, path, json={})
-            seen.add(path)
-            assert (response.status_code == 401) == (path not in OPEN_PATHS), (method, path)
-        assert {"/generate", "/v1/models", "/metrics", "/info", "/openapi.json"} <= seen
-        unknown = server.get("/nothing")
-        assert unknown.status_code == 401
-        assert unknown.headers["www-authenticate"] == "Bearer"
-        assert server.get("/v1/x").json()["error"]["type"] == "unauthorized"
+        yield server
+
+
+def test_every_route_but_the_open_ones_wants_the_key(locked: LiveServer) -> None:
+    seen = set()
+    for method, path in routes():
+        response = locked.http.request(method, path, json={})
+        seen.add(path)
+        assert (response.status_code == 401) == (path not in OPEN_PATHS), (method, path)
+    assert {"/generate", "/v1/models", "/metrics", "/info", "/openapi.json"} <= seen
+    unknown = locked.get("/nothing")
+    assert unknown.status_code == 401
+    assert unknown.headers["www-authenticate"] == "Bearer"
+    assert locked.get("/v1/x").json()["error"]["type"] == "unauthorized"
 
 
 @pytest.mark.parametrize(
@@ -56,9 +65,10 @@ def test_every_route_but_the_open_ones_wants_the_key() -> None:
         ([("Authorization", "Bearer wrong"), ("Authorization", f"Bearer {KEY}")], 401),
     ],
 )
-def test_the_key_is_taken_in_either_header(headers: list[tuple[str, str]], status: int) -> None:
-    with live_server(FakeEngine(), api_key=KEY) as server:
-        assert server.get("/info", headers=headers).status_code == status
+def test_the_key_is_taken_in_either_header(
+    locked: LiveServer, headers: list[tuple[str, str]], status: int
+) -> None:
+    assert locked.get("/info", headers=headers).status_code == status
 
 
 def test_metrics_can_be_opened() -> None:
@@ -137,3 +147,32 @@ def test_headers_are_bounded_and_do_not_name_the_server(server: LiveServer) -> N
     response = server.get("/health", headers={"x-long": "a" * 1_000_000})
     assert response.status_code in (400, 431)
     assert "server" not in server.get("/health").headers
+
+
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        raise AssertionError
+
+    async def never() -> dict[str, object]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    sent: list[dict[str, object]] = []
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers}
+    asyncio.run(BodyLimit(app, limit=10, timeout_s=0.05)(scope, never, send))
+    assert sent[0]["status"] == 408
+
+
+def test_a_server_for_the_network_answers_to_every_name() -> None:
+    with live_server(FakeEngine(), host="0.0.0.0", api_key=KEY) as server:
+        headers = {
+            "Host": "models.example.org",
+            "x-api-key": KEY,
+            "Origin": "https://ui.example.org",
+        }
+        assert server.post("/generate", {"inputs": "a"}, headers=headers).status_code == 200

@@ -95,6 +95,21 @@ def test_multibyte_characters_are_never_cut(server: LiveServer, engine: FakeEngi
     assert "".join(texts) == "naïve 東京 🎉"
 
 
+def test_a_character_that_is_cut_by_the_limit_is_flushed(
+    server: LiveServer, engine: FakeEngine
+) -> None:
+    engine.reply = "a東"
+    assert chat(server, max_tokens=2).json()["choices"][0]["message"]["content"] == "a\ufffd"
+
+
+def test_a_stop_string_before_min_tokens_does_not_stop(
+    server: LiveServer, engine: FakeEngine
+) -> None:
+    engine.reply = "ababab"
+    [choice] = chat(server, stop="b", min_tokens=3).json()["choices"]
+    assert choice["message"]["content"] == "aba"
+
+
 def test_logprobs_of_a_chat_name_the_drawn_token_and_the_best(server: LiveServer) -> None:
     [choice] = chat(server, logprobs=True, top_logprobs=2, max_tokens=1).json()["choices"]
     [entry] = choice["logprobs"]["content"]

@@ -25,10 +25,8 @@ main(sys.argv[3:], [sys.executable, *sys.argv[1:3]])
 LIMIT_S = 5
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_model(folder: Path) -> Path:
     """A model of which only the tokenizer is read."""
-    folder = tmp_path_factory.mktemp("model")
     vocab = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = tokenizers.Tokenizer(models.BPE(vocab, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,7 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"")
+    (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 class Running:
