@@ -23,6 +23,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 _MAX_STEPS = 1_000_000
@@ -33,7 +34,9 @@ _MAX_NUMBER = 1 << 24
 """Of an argument: it could be a width or a count."""
 _LONG_NUMBER = re.compile(r"\d{7}")
 """In a format, where it would be a width."""
-_STEPS_PER_CLOCK = 256
+_STEPS_PER_CLOCK = 64
+_ITEM_WEIGHT = 64
+"""Characters that an item of a list counts for."""
 
 
 class Exhausted(Exception):
@@ -47,6 +50,8 @@ class Budget:
         self._steps = 0
         self._chars = 0
         self._end = time.thread_time() + _MAX_CPU_S
+        self._weights: dict[int, tuple[int, object]] = {}
+        """By id, with the object, which thereby keeps its id. Nothing in the sandbox can change one."""
 
     def step(self, *values: object) -> None:
         """Pay for one step on these values."""
@@ -59,6 +64,25 @@ class Budget:
             and time.thread_time() > self._end
         ):
             raise Exhausted(f"takes more than {_MAX_CPU_S:g} s")
+
+    def weigh(self, value: object) -> int:
+        """About how long str(value) is: what a list holds twice counts twice. Pays for what was not weighed yet.
+
+        [[[x, x], [x, x]], …] is built in a few steps, and comparing or writing it takes 2^depth.
+        """
+        if isinstance(value, str):
+            return len(value)
+        if not isinstance(value, list | tuple | dict):
+            return _ITEM_WEIGHT
+        known = self._weights.get(id(value))
+        if known is not None:
+            return known[0]
+        self.step(value)
+        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        weight = sum(map(self.weigh, items), _ITEM_WEIGHT)
+        check_size(weight)
+        self._weights[id(value)] = weight, value
+        return weight
 
     def write(self, text: str) -> None:
         """Pay for text that is written."""
@@ -81,6 +105,10 @@ def _cost(value: object) -> int:
         if isinstance(value, Sized) and not isinstance(value, jinja2.Undefined)
         else 0
     )
+
+
+def _flat_weight(value: str | list[object] | tuple[object, ...]) -> int:
+    return len(value) if isinstance(value, str) else len(value) * _ITEM_WEIGHT
 
 
 def _check_arguments(values: Iterable[object]) -> None:
@@ -145,8 +173,23 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class _Namespace(Namespace):
+    """What namespace() makes; it can hold itself, so it does not write out what it holds."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
 class _Metering(NodeTransformer):
-    """Sends loops and `~` through the budget, which the environment cannot see otherwise."""
+    """Sends loops, `~` and literals through the budget, which the environment cannot see otherwise."""
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Expr:
+        self.generic_visit(node)
+        if isinstance(node, nodes.Tuple) and node.ctx != "load":
+            return node  # the targets of an assignment
+        return nodes.Filter(node, "_weighed", [], [], None, None, lineno=node.lineno)
+
+    visit_Tuple = visit_Dict = visit_List
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -174,9 +217,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self.budget: ContextVar[Budget] = ContextVar("budget")
         self.filters = {name: self._charged(name, call) for name, call in self.filters.items()}
-        self.filters |= {"_metered": self._metered, "_joined": self._joined}
+        self.filters |= {
+            "_metered": self._metered,
+            "_joined": self._joined,
+            "_weighed": self._weighed,
+        }
         self.filters["tojson"] = self._charged("tojson", _tojson)
         del self.globals["lipsum"]
+        self.globals["namespace"] = _Namespace
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
@@ -190,25 +238,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _check_call(getattr(obj, "__name__", ""), owner, (*args, *kwargs.values()))
         result = super().call(context, obj, *args, **kwargs)
         self.budget.get().step(owner, result)
-        return result
+        return self._weighed(result)
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Operators that can make something large of something small."""
         self.budget.get().step(left, right)
         match operator, left, right:
             case "*", str() | list() | tuple(), int(count):
-                check_size(len(left) * count)
+                check_size(_flat_weight(left) * count)
             case "*", int(count), str() | list() | tuple():
-                check_size(len(right) * count)
+                check_size(_flat_weight(right) * count)
             case "+", str() | list() | tuple(), str() | list() | tuple():
-                check_size(len(left) + len(right))
+                check_size(_flat_weight(left) + _flat_weight(right))
             case "%", str(), _:
                 _check_call("format", left, (right,))
             case "*" | "**", _, _:
                 _check_arguments((left, right))
                 if operator == "**" and isinstance(right, int | float) and abs(right) > 64:
                     raise Exhausted(f"raises to the power of {right}")
-        return super().call_binop(context, operator, left, right)
+        return self._weighed(super().call_binop(context, operator, left, right))
 
     def _charged(self, name: str, call: Callable[..., object]) -> Callable[..., object]:
         """A filter that pays for what it is given and what it makes."""
@@ -225,7 +273,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 _check_call(name, values[0] if values else None, values[1:])
             result = call(*args, **kwargs)
             self.budget.get().step(*values, result)
-            return result
+            return self._weighed(result)
 
         return charged
 
@@ -235,13 +283,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
             budget.step()
             yield value
 
+    def _weighed(self, value: object) -> object:
+        self.budget.get().weigh(value)
+        return value
+
     def _joined(self, values: list[object]) -> str:
+        check_size(sum(map(self.budget.get().weigh, values)))
         texts = [str(value) for value in values]
-        check_size(sum(map(len, texts)))
         self.budget.get().step(*texts)
         return "".join(texts)
 
     def _finalize(self, value: object) -> str:
-        text = str(value)
+        text = str(self._weighed(value))
         self.budget.get().write(text)
         return text
