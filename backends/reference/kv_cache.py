@@ -35,6 +35,7 @@ class ReferenceKVCache(KVCache):
 
     def __init__(self, runtime: Runtime, launch: Launch, *, in_place: bool = True) -> None:
         self.runtime = runtime
+        self.launch = launch
         self.in_place = in_place
         self.block_size = launch.options.block_size
         self.num_slots = launch.options.max_batch_rows

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...backends.plugin import Launch
 from ...backends.reference.kv_cache import ReferenceKVCache
-from ...backends.runtime import Runtime
 
 FLOAT_BYTES = 4
 ACTIVATIONS = 32
@@ -21,10 +19,6 @@ FAIR_SHARE = 4 * 2**30
 
 class CPUKVCache(ReferenceKVCache):
     """Plain tensors, written in place."""
-
-    def __init__(self, runtime: Runtime, launch: Launch) -> None:
-        super().__init__(runtime, launch)
-        self.launch = launch
 
     def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:  # noqa: ARG002
         """`utilisation` of the memory that is left, less the slots and an upper estimate of the largest step.

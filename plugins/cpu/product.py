@@ -26,8 +26,9 @@ SLICE_NUMBERS = 2**20
 class Product:
     """One for all layers, for they share its scratch memory."""
 
-    def __init__(self, *, native_bfloat16: bool) -> None:
+    def __init__(self, *, native_bfloat16: bool, slice_numbers: int = SLICE_NUMBERS) -> None:
         self.native_bfloat16 = native_bfloat16
+        self.slice_numbers = slice_numbers
         self._scratch = Scratch()
 
     def __call__(
@@ -48,7 +49,7 @@ class Product:
     def _widen_and_multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = x.float()
         outs: list[Tensor] = []
-        for part in torch.split(weight, max(1, SLICE_NUMBERS // weight.shape[1])):
+        for part in torch.split(weight, max(1, self.slice_numbers // weight.shape[1])):
             wide = self._scratch.take(tuple(part.shape), torch.float32)
             outs.append(multiply(x, wide.copy_(part), None))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
