@@ -24,6 +24,8 @@ from .routes.tgi import tgi_routes
 from .service import Service
 from .streaming import ClientGone
 
+MAX_PLACE = 200
+"""Characters of a field's name that an error repeats: it may be the client's own."""
 CLIENT_GONE = 499
 """nginx's status of an answer that nobody reads."""
 
@@ -90,6 +92,6 @@ def _first_fault(faults: Sequence[Any]) -> ChipsetError:
     fault = faults[0]
     if fault["type"] == "json_invalid":
         return HttpError(400, "bad_request", f"the body is no JSON: {fault['ctx']['error']}")
-    place = ".".join(str(part) for part in fault["loc"][1:])
+    place = ".".join(str(part) for part in fault["loc"][1:])[:MAX_PLACE]
     message = fault["msg"]
     return WrongField(place, f"`{place}`: {message}" if place else message)

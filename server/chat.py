@@ -21,7 +21,8 @@ from .background import in_background
 from .client import EngineClient
 from .console import Console
 from .engine_process import COMMAND
-from .generation import Generator, Job
+from .generation import Generator
+from .job import Job
 from .launch import engine_launch
 from .limits import Limits
 from .metrics import Metrics

@@ -145,7 +145,7 @@ def main(
     """
     signal.signal(signal.SIGTERM, _interrupt)
     given = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in given
+    debug = "--debug" in given or os.environ.get("CHIPSET_DEBUG", "") not in ("", "0", "false")
     try:
         arguments = CommandLine().parse(given)
         arguments.engine_command = engine_command
@@ -161,8 +161,8 @@ def main(
         # a server that is told to end does as it is told, however early
         code = 0 if given[:1] == ["serve"] else EXIT_INTERRUPTED
     except Exception as error:  # a bug: one line for the user, all of it for who asks
-        error.add_note("run with --debug for the traceback")
-        code = _report(error, EXIT_BUG, debug=debug)
+        bug = RuntimeError(f"{type(error).__name__}: {error}; a bug: see --debug for its traceback")
+        code = _report(error if debug else bug, EXIT_BUG, debug=debug)
     _end(code)
 
 
@@ -170,8 +170,6 @@ def _report(error: Exception, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     line = " ".join(str(error).split()) or type(error).__name__
-    if code == EXIT_BUG and not debug:
-        line = f"{type(error).__name__}: {line}; this is a bug: run with --debug for the traceback"
     print(f"chipset: error: {line}", file=sys.stderr)
     return code
 

@@ -10,94 +10,18 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from ..backends.options import SamplingParams
 from ..core.errors import InvalidRequest, RequestFailed, TemplateError
-from ..core.messages import Ready, Stats, Submit, Token, Tokens
-from ..core.text.chat import ChatTemplate
-from ..core.text.detokenizer import Detokenizer
+from ..core.messages import Submit, Tokens
 from ..core.text.stop_strings import StopStrings
+from .job import Finish, Job, Piece
 from .limits import Limits
 from .metrics import Metrics, RequestTimes
+from .ports import Engine, TextTokenizer
 
 INLINE_CHARS = 2048
 """Shorter text is tokenized on the event loop: a thread would cost more."""
-
-Finish = Literal["eos", "stop", "length"]
-
-
-class Engine(Protocol):
-    """The part of EngineClient that serves requests."""
-
-    ready: Ready
-    stats: Stats | None
-
-    def generate(self, submit: Submit) -> AsyncGenerator[Tokens, None]:
-        """See EngineClient.generate."""
-
-
-class TextTokenizer(Protocol):
-    """The part of core.text.tokenizer.Tokenizer that serves requests."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids are below it."""
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """The model's own ends of text."""
-
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        """None where the model has none."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`."""
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether decoding for readers leaves it out."""
-
-    def token_text(self, token_id: int) -> str:
-        """One token alone."""
-
-    def detokenizer(self) -> Detokenizer:
-        """A new one, that leaves special tokens out."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One prompt and how to go on from it, in no dialect's words."""
-
-    prompt: str | tuple[int, ...]
-    sampling: SamplingParams
-    max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    stop_strings: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    """Beside the model's own."""
-    ignore_eos: bool = False
-    add_special_tokens: bool = True
-    truncate: int | None = None
-    """Keep the last n tokens of the prompt."""
-    native: bool = False
-    """Logprobs are of the distribution drawn from, and only 1024 new tokens count against the context."""
-    cache_salt: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """What one drawn token added."""
-
-    token: Token
-    text: str
-    """Safe to show: before any stop string, and without what may still become one."""
-    raw: str
-    """All text that the token completed, stop strings too; special tokens have none."""
-    special: bool
-    finish: Finish | None = None
-    """With the last piece."""
 
 
 class Generation:
@@ -218,10 +142,9 @@ class Generator:
         limits.check_ids("stop_token_ids", job.stop_ids)
         ids = await self._prompt_ids(job)
         max_new = limits.check_lengths(len(ids), job.max_new_tokens, lenient=job.native)
-        if max_new is not None and job.min_new_tokens > max_new:
-            raise InvalidRequest(
-                f"`min_tokens` must be <= {max_new}, the most that can be drawn here"
-            )
+        most = limits.max_total_tokens - len(ids) if max_new is None else max_new
+        if job.min_new_tokens > most:
+            raise InvalidRequest(f"`min_tokens` must be <= {most}, the most that can be drawn here")
         own = () if job.ignore_eos else tuple(self.tokenizer.eos_ids)
         submit = Submit(
             request_id=next(self._ids),

@@ -9,9 +9,10 @@ from ..core.errors import EngineDied
 from ..core.files import ModelFiles
 from ..core.messages import Stats
 from .errors import NotReady
-from .generation import Engine, Generator, TextTokenizer
+from .generation import Generator
 from .limits import Admission, Limits, Ticket
 from .metrics import Metrics
+from .ports import Engine, TextTokenizer
 from .settings import ServerSettings
 
 

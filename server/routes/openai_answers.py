@@ -9,7 +9,9 @@ from contextlib import aclosing
 
 from ... import __version__
 from ...core.messages import Token
-from ..generation import Generation, Piece, TextTokenizer, merged
+from ..generation import Generation, merged
+from ..job import Piece
+from ..ports import TextTokenizer
 from ..schemas.openai import (
     AnswerMessage,
     ChatAnswer,

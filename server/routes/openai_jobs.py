@@ -6,7 +6,7 @@ from typing import Any
 
 from ...backends.options import SamplingParams
 from ..errors import NotBuilt, WrongField
-from ..generation import Job
+from ..job import Job
 from ..schemas.openai import ChatRequest, CompletionRequest, Message, Sampling
 from ..service import Model
 from ..unbuilt import MESSAGE, refuse_unbuilt

@@ -12,7 +12,8 @@ from ...backends.options import SamplingParams
 from ...core.errors import InvalidRequest
 from ...core.messages import Token
 from ..errors import WrongField
-from ..generation import Generation, Job, Piece
+from ..generation import Generation
+from ..job import Job, Piece
 from ..limits import Limits
 from ..schemas.tgi import (
     Details,

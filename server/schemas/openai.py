@@ -25,6 +25,7 @@ from .bounds import (
 
 MAX_MESSAGES = 4096
 MAX_LOGPROBS = 20
+MAX_MODEL_CHARS = 256
 
 
 class StreamOptions(Body):
@@ -44,7 +45,8 @@ class Message(Body):
 class Sampling(Body):
     """What chat and completions have in common."""
 
-    model: Text | None = None
+    # echoed in every chunk of a stream
+    model: Annotated[Text, Field(max_length=MAX_MODEL_CHARS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None

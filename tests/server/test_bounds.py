@@ -111,6 +111,8 @@ def test_bodies_that_are_no_request_are_refused(server: LiveServer, path: str, t
         ({"top_p": 1}, 200),
         ({"temperature": 0}, 200),
         ({"stop_token_ids": [300]}, 400),
+        ({"model": "m" * 257}, 400),
+        ({"max_tokens": 20, "min_tokens": 21}, 400),
     ],
 )
 def test_limits_of_a_request(server: LiveServer, fields: dict[str, object], status: int) -> None:
@@ -158,3 +160,13 @@ def test_half_a_character_is_refused_wherever_it_stands(server: LiveServer, cont
     keyed = '{"prompt": "a", "logit_bias": {"\\ud800": "x"}}'
     response = server.http.post("/v1/completions", content=keyed, headers=JSON)
     assert response.status_code == 400
+
+
+def test_an_error_repeats_little_of_what_was_sent(server: LiveServer) -> None:
+    body = {"prompt": "a", "logit_bias": {"k" * 100_000: "x"}, "model": "m" * 100_000}
+    assert len(server.post("/v1/completions", body).content) < 2000
+
+
+def test_min_tokens_of_an_open_end_must_fit(server: LiveServer) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "min_tokens": 600}
+    assert server.post("/v1/chat/completions", body).status_code == 400

@@ -44,6 +44,16 @@ def test_each_line_of_a_pipe_is_a_turn(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "&&\n&&\n")
 
 
+def test_a_prompt_that_is_too_long_is_one_line_and_no_bug(folder: Path) -> None:
+    done = subprocess.run(
+        arguments(folder, "serve", "x" * 100), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("chipset: error: `inputs` must have less than 64 tokens")
+    assert "bug" not in last
+
+
 class Terminal:
     """A person at a keyboard."""
 
