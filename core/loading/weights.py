@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -39,6 +39,18 @@ def read_weights(files: ModelFiles, *, progress: Progress = silent) -> Iterator[
         yield from _read_gguf(first, progress)
     else:
         yield from _read_safetensors(files.weights, progress)
+
+
+def weight_bytes(files: ModelFiles) -> Mapping[str, int]:
+    """Bytes in the files by weight, in the order of read_weights; reads only the files' heads."""
+    first = files.weights[0]
+    if first.suffix.lower() == ".gguf":
+        return {part.name: part.stored.num_bytes for part in weight_parts(read_gguf(first))}
+    return {
+        tensor.name: tensor.num_bytes
+        for path in files.weights
+        for tensor in read_safetensors_table(path)
+    }
 
 
 def _read_safetensors(paths: Sequence[Path], progress: Progress) -> Iterator[tuple[str, Tensor]]:

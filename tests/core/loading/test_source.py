@@ -64,3 +64,9 @@ def test_only_hub_models_have_revisions(tmp_path: Path) -> None:
 def test_two_revisions_are_one_too_many() -> None:
     with pytest.raises(ModelNotFound, match="differ"):
         parse_source("org/model@v1", "v2")
+
+
+@pytest.mark.parametrize("revision", ["", "../../etc", "a b", "x\0"])
+def test_a_revision_is_a_plain_name(revision: str) -> None:
+    with pytest.raises(ModelNotFound, match="is no revision"):
+        parse_source("org/model", revision)

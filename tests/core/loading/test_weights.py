@@ -16,7 +16,7 @@ from chipset.core.errors import ModelError, ModelFormatError
 from chipset.core.files import ModelFiles
 from chipset.core.loading.gguf_file import read_gguf
 from chipset.core.loading.gguf_names import weight_parts
-from chipset.core.loading.weights import read_weights
+from chipset.core.loading.weights import read_weights, weight_bytes
 
 from .ggufs import (
     HEAD_DIM,
@@ -90,6 +90,13 @@ def test_decodes_k_blocks(tmp_path: Path, kind: Kind) -> None:
     decoded = _read(tmp_path / "model.gguf")["model.embed_tokens.weight"]
     assert decoded.shape == (6, 3 * block)
     assert torch.equal(decoded, torch.tensor(gguf.dequantize(blocks, kind)))
+
+
+def test_names_the_weights_of_a_gguf_without_reading_them(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model.gguf")
+    sizes = weight_bytes(_files(path))
+    assert list(sizes) == list(_read(path))
+    assert sizes["model.norm.weight"] == 4 * HIDDEN
 
 
 def test_undoes_the_interleaving_of_rotary_rows(
@@ -196,6 +203,7 @@ def test_reads_every_shard_in_its_own_dtype(tmp_path: Path) -> None:
         assert weights[name].dtype == tensor.dtype
         assert torch.equal(weights[name], tensor)
     assert seen[-1] == (30, 30)
+    assert weight_bytes(files) == {"a": 12, "b": 16, "c": 2}
 
 
 def _safetensors(path: Path, table: object, data: bytes) -> Path:
