@@ -11,8 +11,6 @@ ACTIVATIONS = 32
 """Hidden-sized rows a token has at once at most: the residual, q, k, v, and an MLP of a few times the hidden size."""
 LOGIT_COPIES = 10
 """Vocabulary-sized rows a drawn token has at once at most: filters sort, with indices, and keep what they sorted."""
-
-
 FAIR_SHARE = 4 * 2**30
 """Bytes that the cache takes unasked: a host's memory is not the server's alone. --kv-cache-memory asks for more."""
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from .cgroups import CGROUPS, PROC, controller_folders, read_lines, unified_folders
+
 VARIABLE = "OMP_NUM_THREADS"
 
 
 def num_threads(
+    proc: Path = PROC,
     cgroups: Path = CGROUPS,
     environment: Mapping[str, str] = os.environ,
     num_cpus: int | None = None,
@@ -21,8 +23,7 @@ def num_threads(
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
     cpus = _num_cpus() if num_cpus is None else num_cpus
-    quota = _quota(cgroups)
-    return cpus if quota is None else max(1, min(cpus, ceil(quota)))
+    return max(1, min([cpus, *map(ceil, _quotas(proc, cgroups))]))
 
 
 def _num_cpus() -> int:
@@ -31,18 +32,14 @@ def _num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _quota(cgroups: Path) -> float | None:
-    """CPUs' worth of time a period that the control group grants; None where it grants all."""
-    both = _words(cgroups / "cpu.max")
-    if not both:
-        both = _words(cgroups / "cpu/cpu.cfs_quota_us") + _words(cgroups / "cpu/cpu.cfs_period_us")
-    if len(both) != 2 or not all(word.isdigit() for word in both):
-        return None
-    return int(both[0]) / int(both[1])
+def _quotas(proc: Path, cgroups: Path) -> list[float]:
+    """CPUs' worth of time a period that each control group grants; those that grant all left out."""
+    pairs = [_words(folder / "cpu.max") for folder in unified_folders(proc, cgroups)]
+    for folder in controller_folders("cpu", proc, cgroups):
+        pairs.append(_words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us"))
+    granted = [pair for pair in pairs if len(pair) == 2 and all(word.isdigit() for word in pair)]
+    return [int(quota) / int(period) for quota, period in granted]
 
 
 def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
+    return " ".join(read_lines(path)).split()

@@ -11,7 +11,7 @@ from chipset.backends.plugin import Launch
 from chipset.backends.reference.kv_cache import PagedCache, ReferenceKVCache
 from chipset.backends.reference.runtime import HostRuntime
 from chipset.backends.runtime import MemoryInfo
-from chipset.plugins.cpu.kv_cache import CPUKVCache
+from chipset.plugins.cpu.kv_cache import FAIR_SHARE, CPUKVCache
 
 BLOCK = 16
 MakeLaunch = Callable[[], Launch]
@@ -134,5 +134,7 @@ def test_the_cpu_takes_a_share_of_what_is_left(launch: MakeLaunch) -> None:
     kv = CPUKVCache(Device(MemoryInfo(free=free, total=10**10, peak=0)), launch())
     assert kv.step_bytes > 0
     assert kv.budget(0.5, None) == free // 2 - kv.slot_bytes - kv.step_bytes
+    rich = CPUKVCache(Device(MemoryInfo(free=10**12, total=10**12, peak=0)), launch())
+    assert rich.budget(0.9, None) == FAIR_SHARE
     tiny = CPUKVCache(Device(MemoryInfo(free=1000, total=10**10, peak=0)), launch())
     assert tiny.budget(0.9, None) == 0
