@@ -31,6 +31,11 @@ class FakeHub:
     reached_cut: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
 
+    def reset(self) -> None:
+        """As good as new, at the same address."""
+        self.closing.set()
+        self.__dict__ |= FakeHub(url=self.url).__dict__
+
     def paths(self, method: str) -> list[str]:
         """Of all requests by this method."""
         return [path for asked, path, _ in self.requests if asked == method]

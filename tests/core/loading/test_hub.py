@@ -1,9 +1,10 @@
-"""Each lookup runs in a process of its own: huggingface_hub reads its environment when it is imported."""
+"""Lookups run in processes of their own: huggingface_hub reads its environment when it is imported."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,18 +22,26 @@ from chipset.core.loading.source import DEFAULT_MODEL
 from .fake_hub import REPO, FakeHub, fake_hub
 
 _FIND = """
-import json, sys
+import json, logging, sys
 from chipset.backends.errors import ChipsetError
 from chipset.core.loading.resolve import find_model
 
-seen = []
-try:
-    files = find_model(sys.argv[1] or None, progress=lambda *report: seen.append(report))
-except ChipsetError as error:
-    print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-else:
-    weights = [str(path) for path in files.weights]
-    print(json.dumps({"weights": weights, "revision": files.revision, "name": files.name, "seen": seen}))
+class Keep(logging.Handler):
+    def emit(self, record):
+        log.append(record.getMessage())
+
+logging.getLogger("chipset").addHandler(Keep())
+for line in sys.stdin:
+    log, seen = [], []
+    result = {"log": log, "seen": seen}
+    try:
+        files = find_model(line.strip() or None, progress=lambda *report: seen.append(report))
+    except ChipsetError as error:
+        result |= {"error": type(error).__name__, "message": str(error)}
+    else:
+        weights = [str(path) for path in files.weights]
+        result |= {"weights": weights, "revision": files.revision, "name": files.name}
+    print(json.dumps(result), flush=True)
 """
 
 WEIGHTS = save({"weight": torch.arange(6_000_000, dtype=torch.float32)})
@@ -46,8 +55,10 @@ class Machine:
     hub: FakeHub
     folder: Path
 
-    def start(self, model: str = REPO, **environment: str) -> subprocess.Popen[str]:
-        """Begin find_model(model)."""
+    worker: subprocess.Popen[str] | None = None
+
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        """A process that calls find_model for each line it reads."""
         variables = {
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.folder / "hf"),
@@ -61,34 +72,53 @@ class Machine:
             and not name.lower().endswith("_proxy")
         }
         return subprocess.Popen(
-            [sys.executable, "-c", _FIND, model],
+            [sys.executable, "-c", _FIND],
             env=inherited | variables | environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def find(self, model: str = REPO, **environment: str) -> dict[str, object]:
-        """What find_model(model) comes to."""
-        process = self.start(model, **environment)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        result = json.loads(out)
-        result["stderr"] = err
-        return dict(result)
+        """What find_model(model) comes to; in a new process where the environment differs."""
+        if environment:
+            out, err = self.start(**environment).communicate(model + "\n", timeout=60)
+            assert out, err
+            return dict(json.loads(out))
+        if self.worker is None:
+            self.worker = self.start()
+        assert self.worker.stdin is not None
+        assert self.worker.stdout is not None
+        self.worker.stdin.write(model + "\n")
+        self.worker.stdin.flush()
+        return dict(json.loads(self.worker.stdout.readline()))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with fake_hub() as hub:
+        machine = Machine(hub, tmp_path_factory.mktemp("machine"))
+        yield machine
+        if machine.worker is not None:
+            _, err = machine.worker.communicate()
+            assert "Traceback" not in err
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    with fake_hub() as hub:
-        hub.files = {
-            "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
-            "tokenizer.json": b"{}",
-            "README.md": b"a long story",
-            "pytorch_model.bin": b"not to be touched",
-            "model.safetensors": WEIGHTS,
-        }
-        yield Machine(hub, tmp_path)
+def machine(workshop: Machine) -> Machine:
+    """With empty caches, and a hub that has one small model."""
+    for folder in workshop.folder.iterdir():
+        shutil.rmtree(folder)
+    workshop.hub.reset()
+    workshop.hub.files = {
+        "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
+        "tokenizer.json": b"{}",
+        "README.md": b"a long story",
+        "pytorch_model.bin": b"not to be touched",
+        "model.safetensors": WEIGHTS,
+    }
+    return workshop
 
 
 def test_downloads_only_what_serving_reads(machine: Machine) -> None:
@@ -100,7 +130,7 @@ def test_downloads_only_what_serving_reads(machine: Machine) -> None:
     asked = {path.rpartition("/")[2] for path in machine.hub.paths("GET") if "/resolve/" in path}
     assert asked == {"config.json", "tokenizer.json", "model.safetensors"}
     assert found["seen"][-1] == ["download", len(WEIGHTS), len(WEIGHTS), "B"]
-    assert found["stderr"] == ""
+    assert found["log"] == []
 
 
 def test_a_second_lookup_downloads_nothing(machine: Machine) -> None:
@@ -113,6 +143,9 @@ def test_a_second_lookup_downloads_nothing(machine: Machine) -> None:
 def test_an_interrupted_download_goes_on_where_it_stopped(machine: Machine) -> None:
     machine.hub.cut_after = len(WEIGHTS) * 3 // 4
     process = machine.start(HF_HUB_DOWNLOAD_TIMEOUT="30")
+    assert process.stdin is not None
+    process.stdin.write(REPO + "\n")
+    process.stdin.flush()
     assert machine.hub.reached_cut.wait(30)
     parts = machine.folder / "hf"
     deadline = time.monotonic() + 10
@@ -151,7 +184,7 @@ def test_falls_back_to_the_cached_snapshot_within_three_seconds(machine: Machine
     found = machine.find()
     assert time.monotonic() - before < 3 + 3
     assert found["revision"] == machine.hub.commit
-    assert "Serving the cached snapshot" in str(found["stderr"])
+    assert "Serving the cached snapshot" in str(found["log"])
 
 
 def test_takes_the_newest_commit(machine: Machine) -> None:
