@@ -69,7 +69,7 @@ def _read_gguf(path: Path, progress: Progress) -> Iterator[tuple[str, Tensor]]:
     file = read_gguf(path)
     total = sum(tensor.num_bytes for tensor in file.tensors.values())
     done = 0
-    data: NDArray[np.uint8] = np.memmap(path, mode="r")
+    data: NDArray[np.uint8] = np.memmap(path, mode="r").view(np.ndarray)
     for part in weight_parts(file):
         yield part.name, _decode(part, data)
         done += part.stored.num_bytes
