@@ -17,6 +17,8 @@ from served import served
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 PROMPT = "The capital of France is"
+# POST / repeats the prompt unless told otherwise, as TGI's does
+OPTIONS = {"max_new_tokens": 12, "return_full_text": False}
 MESSAGES = [{"role": "user", "content": QUESTION}]
 
 
@@ -62,7 +64,7 @@ def openai_completion_stream(url: str) -> str:
 
 
 def hub_text(url: str) -> str:
-    output = InferenceClient(url).text_generation(PROMPT, max_new_tokens=12, details=True)
+    output = InferenceClient(url).text_generation(PROMPT, details=True, **OPTIONS)
     assert output.details.generated_tokens == 12
     assert output.details.finish_reason == "length"
     assert len(output.details.tokens) == 12
@@ -70,9 +72,8 @@ def hub_text(url: str) -> str:
 
 
 def hub_text_stream(url: str) -> str:
-    outputs = list(
-        InferenceClient(url).text_generation(PROMPT, max_new_tokens=12, details=True, stream=True)
-    )
+    client = InferenceClient(url)  # a stream ends when its client is collected
+    outputs = list(client.text_generation(PROMPT, details=True, stream=True, **OPTIONS))
     assert [output.index for output in outputs] == list(range(1, 13))
     assert outputs[-1].generated_text == "".join(output.token.text for output in outputs)
     return outputs[-1].generated_text
@@ -84,9 +85,8 @@ def hub_chat(url: str) -> str:
 
 
 def hub_chat_stream(url: str) -> str:
-    chunks = InferenceClient(url).chat_completion(
-        MESSAGES, max_tokens=20, temperature=0, stream=True
-    )
+    client = InferenceClient(url)
+    chunks = client.chat_completion(MESSAGES, max_tokens=20, temperature=0, stream=True)
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 

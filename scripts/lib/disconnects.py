@@ -21,7 +21,18 @@ from served import Served, served
 
 NUM_AT_ONCE = 24
 MAX_STAY_S = 0.6
-WORDS = ["time", "river", "stone", "light", "garden", "winter", "letter", "house", "music", "window"]
+WORDS = [
+    "time",
+    "river",
+    "stone",
+    "light",
+    "garden",
+    "winter",
+    "letter",
+    "house",
+    "music",
+    "window",
+]
 HELD, FREE = "chipset_kv_blocks_held", "chipset_kv_blocks_free"
 
 

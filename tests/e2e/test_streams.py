@@ -15,7 +15,20 @@ SHARED = [
     "You are a patient teacher who explains everything with small examples from daily life. " * 6,
     "The following is a conversation between a traveller and a librarian in an old city. " * 9,
 ]
-TOPICS = ["rain", "bread", "music", "rivers", "maps", "clocks", "trains", "bees", "snow", "glass", "paper", "salt"]
+TOPICS = [
+    "rain",
+    "bread",
+    "music",
+    "rivers",
+    "maps",
+    "clocks",
+    "trains",
+    "bees",
+    "snow",
+    "glass",
+    "paper",
+    "salt",
+]
 
 
 def prompts():
