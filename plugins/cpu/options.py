@@ -30,13 +30,13 @@ def resolve(
         "max_batch_tokens",
         options.max_batch_tokens,
         MAX_BATCH_TOKENS,
-        "larger steps are no faster here and hold decoding rows up longer",
+        "a token of a larger step costs as much, and decoding rows wait longer for it",
     )
     max_rows, why_max_rows = _count(
         "max_batch_rows",
         options.max_batch_rows,
         MAX_BATCH_ROWS,
-        "more rows than this slow each other down",
+        "a step takes longer with every row; this many still gain from sharing it",
     )
     return ResolvedOptions(
         dtype=dtype,
@@ -115,9 +115,7 @@ def _block_size(asked: int | None, capabilities: Capabilities) -> tuple[int, str
     if asked is not None:
         _choose("block_size", asked, sorted(capabilities.block_sizes))
         return asked, ASKED_FOR
-    return capabilities.block_sizes[
-        0
-    ], "long enough to be copied whole, short enough to waste little"
+    return capabilities.block_sizes[0], "short tables, and little waste at the end of a text"
 
 
 def _max_context(asked: int | None, model: ModelSpec) -> tuple[int, str]:
