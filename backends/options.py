@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+BACKENDS = ("cpu", "cuda", "rocm", "gaudi", "neuron", "tpu")
+"""What this project sets out to serve; those without a plugin yet are refused by name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelOptions:

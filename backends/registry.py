@@ -11,13 +11,12 @@ import pluggy
 
 from . import hookspecs
 from .errors import BackendUnavailable, UnknownBackend
+from .options import BACKENDS
 from .plugin import API_VERSION, Plugin, Probe
 
 GROUP = "chipset.backends"
 ALLOW_VARIABLE = "CHIPSET_PLUGINS"
 TRACE_VARIABLE = "CHIPSET_TRACE_PLUGINS"
-KNOWN = ("cpu", "cuda", "rocm", "gaudi", "neuron", "tpu")
-"""Backends this project sets out to serve; those without a plugin yet are refused by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +79,7 @@ class Registry:
             )
         if name not in self.plugins:
             installed = ", ".join(sorted(self.plugins)) or "none"
-            if name in KNOWN:
+            if name in BACKENDS:
                 raise BackendUnavailable(
                     f"backend {name}: no plugin of that name is installed (installed: {installed}); "
                     "use --backend cpu, or install a distribution that brings it"

@@ -25,7 +25,6 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     options: EngineOptions
     prefix_cache: bool = True
-    debug: bool = False
     preempt_every: int = 0
     """Testing: preempt a running request every n steps; 0 = never."""
 

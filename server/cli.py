@@ -112,12 +112,13 @@ def _version(_: argparse.Namespace) -> None:
 
 def _check_backend(name: str) -> None:
     """A backend that is not there is told before anything is loaded. Raises UsageError, BackendUnavailable."""
-    from ..backends.registry import KNOWN, Registry
+    from ..backends.options import BACKENDS
+    from ..backends.registry import Registry
 
     if name == "auto":
         return
     registry = Registry.discover()
-    choices = sorted({"auto", *KNOWN, *registry.plugins, *registry.failures})
+    choices = sorted({"auto", *BACKENDS, *registry.plugins, *registry.failures})
     if name not in choices:
         known = ", ".join(choices)
         raise UsageError(f"--backend: not {name!r}{meant(name, choices)}; give one of {known}")

@@ -16,5 +16,5 @@ def engine_launch(settings: ServerSettings, files: ModelFiles) -> EngineLaunch:
         backend=settings.backend,
         options=settings.engine_options,
         prefix_cache=not settings.no_prefix_cache,
-        debug=settings.debug,
+        preempt_every=settings.debug_preempt_every,
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
-from ..backends.options import EngineOptions
+from ..backends.options import BACKENDS, EngineOptions
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class ServerSettings:
     )  # fmt: skip
     backend: str = _flag(
         "--backend", metavar="NAME", default="auto",
-        help="auto, cpu or another backend",
+        help=f"auto, {', '.join(BACKENDS)}, or an installed plugin's name",
     )  # fmt: skip
     dtype: str = _flag(
         "--dtype", parse=one_of(*DTYPES), metavar="NAME", default="auto",
@@ -234,6 +234,10 @@ class ServerSettings:
     log_level: str = _flag(
         "--log-level", parse=one_of("debug", "info", "warning", "error"), metavar="LEVEL",
         default="warning", help="debug, info, warning or error",
+    )  # fmt: skip
+    debug_preempt_every: int = _flag(
+        "--debug-preempt-every", parse=whole_number(0), metavar="N", default=0,
+        help="put a running request back every N steps, to see that no text changes; 0: never",
     )  # fmt: skip
     debug: bool = _flag("--debug", parse=on, default=False, help="show tracebacks")
 
