@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from served import Served, served
 
 NUM_AT_ONCE = 24
-MAX_STAY_S = 0.6
+STAYS_S = (0.05, 0.3, 3.0, 60.0)
+"""A visitor leaves at a random moment before one of these: at once, in the queue, in mid-answer, after it."""
 WORDS = [
     "time",
     "river",
@@ -80,7 +81,7 @@ async def visit(host: str, port: int, draw: random.Random, outcome: Outcome) -> 
         data = data[: draw.randrange(len(data))]
     writer.write(data)
     try:
-        async with asyncio.timeout(draw.random() ** 2 * MAX_STAY_S):
+        async with asyncio.timeout(draw.random() * draw.choice(STAYS_S)):
             await writer.drain()
             while await reader.read(4096):
                 pass

