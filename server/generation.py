@@ -57,7 +57,9 @@ class Generation:
 
     async def _drawn(self) -> AsyncGenerator[Piece, None]:
         tokenizer, job = self._generator.tokenizer, self.job
-        detokenizer = tokenizer.detokenizer()
+        # a completion goes on from its prompt, space or none; a chat answer begins anew
+        before = self._submit.prompt if job.add_special_tokens else ()
+        detokenizer = tokenizer.detokenizer(prompt=before)
         stops = StopStrings(list(job.stop_strings))
         async with aclosing(self._generator.engine.generate(self._submit)) as steps:
             async for step in steps:

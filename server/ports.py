@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from ..core.messages import Ready, Stats, Submit, Tokens
@@ -44,5 +44,5 @@ class TextTokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """One token alone."""
 
-    def detokenizer(self) -> Detokenizer:
-        """A new one, that leaves special tokens out."""
+    def detokenizer(self, *, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A new one, that leaves special tokens out and goes on from `prompt`."""

@@ -121,7 +121,7 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return "</s>" if token_id >= EOS else chr(token_id)
 
-    def detokenizer(self) -> FakeDetokenizer:
+    def detokenizer(self, *, prompt: Sequence[int] = ()) -> FakeDetokenizer:
         return FakeDetokenizer()
 
 
