@@ -15,13 +15,16 @@ from ..backends.kv_cache import Cache, KVPlan
 from ..backends.options import SamplingParams
 from ..backends.plugin import Launch
 from ..backends.runtime import Pending
-from ..backends.shapes import BatchShape, Bucket
+from ..backends.shapes import BatchShape, Bucket, Phase
 from ..backends.step import I32, StepBatch, StepInputs, StepOutput
 from .batch import BatchBuilder
 from .kv_cache.manager import BlockTable
 from .messages import Submit
 from .request import Request
 from .scheduler import Row
+
+FIRST_STEPS = {Phase.PREFILL: 8, Phase.DECODE: 1}
+"""Tokens of the steps run before the first request where shapes are dynamic: libraries set themselves up there."""
 
 Reset = tuple[int, I32 | None]
 """A request slot and what KVCache.reset_slot gets for it."""
@@ -146,6 +149,8 @@ class Runner:
         """Each bucket with each variant; where drawing is a graph of its own, each variant once per L."""
         shapes = self.launch.shapes
         buckets, variants = shapes.buckets(num_blocks), shapes.draw_variants()
+        if not buckets:
+            return [(shapes.fit(_first_step(phase)), frozenset()) for phase in FIRST_STEPS]
         if self._is_fused:
             return [(bucket, variant) for bucket in buckets for variant in variants]
         runs: list[tuple[Bucket, frozenset[str]]] = []
@@ -175,6 +180,22 @@ class Runner:
         self.backend.runtime.synchronize()
         self.backend.kv.free(self._cache)
         self._cache = None
+
+
+def _first_step(phase: Phase) -> BatchShape:
+    """One row, as a first request brings it."""
+    num_tokens = FIRST_STEPS[phase]
+    return BatchShape(
+        phase=phase,
+        num_rows=1,
+        num_tokens=num_tokens,
+        num_logits=1,
+        max_query=num_tokens,
+        max_context=num_tokens,
+        max_computed=0,
+        num_blocks=1,
+        max_block=0,
+    )
 
 
 def _rows_of(shape: BatchShape, block_size: int, num_groups: int) -> list[Row]:

@@ -35,7 +35,7 @@ def start_engine(launch: EngineLaunch, report: Report, registry: Registry | None
     try:
         size = _size_cache(runner, launch.options)
         runner.allocate(size.num_blocks)
-        runner.warm_up(max(size.num_blocks), lambda done, n: report("warm-up", done, n, "graphs"))
+        runner.warm_up(max(size.num_blocks), lambda done, n: report("warm-up", done, n, "steps"))
     except BaseException:
         runner.close()
         raise

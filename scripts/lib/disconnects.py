@@ -47,8 +47,8 @@ class Outcome:
 
 def request_bytes(draw: random.Random) -> bytes:
     """A request of random route and length, streamed or not."""
-    prompt = " ".join(draw.choices(WORDS, k=draw.randint(1, 120)))
-    new = draw.randint(1, 40)
+    prompt = " ".join(draw.choices(WORDS, k=draw.randint(1, 60)))
+    new = draw.randint(1, 24)
     stream = draw.random() < 0.5
     path, body = draw.choice(
         [

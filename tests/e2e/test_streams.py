@@ -38,7 +38,7 @@ def prompts():
     for number in range(NUM_STREAMS):
         start = draw.choice([*SHARED, ""])
         topics = " and ".join(draw.choices(TOPICS, k=draw.randint(1, 30)))
-        yield f"{start}Story {number}, about {topics}.\n\nOnce upon a time,", draw.randint(8, 40)
+        yield f"{start}Story {number}, about {topics}.\n\nOnce upon a time,", draw.randint(8, 32)
 
 
 async def stream(client: httpx.AsyncClient, prompt: str, new: int) -> list[int]:
