@@ -99,7 +99,7 @@ def _load(
     except MemoryError:
         backend.close()
         raise NotEnoughMemory(
-            f"the weights need {_gib(worker.model.weight_bytes)} and do not fit; take a smaller "
+            f"the weights need {_size(worker.model.weight_bytes)} and do not fit; take a smaller "
             "model, or --dtype bfloat16"
         ) from None
     except BaseException:
@@ -124,12 +124,12 @@ def _size_cache(runner: Runner, asked: EngineOptions) -> KVSize:
     )
     if size.num_tokens < 2 * options.block_size:
         raise NotEnoughMemory(
-            f"{_gib(max(budget, 0))} are left for the KV cache, which is not enough for a single "
+            f"{_size(max(budget, 0))} are left for the KV cache, which is not enough for a single "
             "request; free memory, or take a smaller model"
         )
     if asked.max_context is not None and size.num_tokens < asked.max_context:
         raise NotEnoughMemory(
-            f"{_gib(budget)} of KV cache hold {size.num_tokens} tokens, fewer than the "
+            f"{_size(budget)} of KV cache hold {size.num_tokens} tokens, fewer than the "
             f"{asked.max_context} asked for; --max-total-tokens {size.num_tokens} fits"
         )
     return size
@@ -163,5 +163,7 @@ def _ready(selection: Selection, runner: Runner, size: KVSize) -> Ready:
     )
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+def _size(num_bytes: int) -> str:
+    if num_bytes < 2**30:
+        return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -123,7 +123,7 @@ def _max_context(asked: int | None, model: ModelSpec) -> tuple[int, str]:
         return model.max_context, "what the model was made for"
     if not 0 < asked <= model.max_context:
         raise Incompatible(
-            f"max_context {asked}: the model serves 1 to {model.max_context}; choose one of these"
+            f"max_context {asked} (--max-total-tokens): the model serves 1 to {model.max_context}; choose one of these"
         )
     return asked, ASKED_FOR
 
