@@ -40,6 +40,8 @@ class Peer:
             self.model: Any = AutoModelForCausalLM.from_pretrained(
                 weights.parent, gguf_file=weights.name, dtype=getattr(torch, dtype)
             ).eval()
+        # a peer that keeps its weights packed, or in another dtype, would be another comparison
+        assert {p.dtype for p in self.model.parameters()} == {getattr(torch, dtype)}
 
     @torch.no_grad()
     def rate(self, prompts: list[list[int]], new: int) -> float:
