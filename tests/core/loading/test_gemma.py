@@ -17,6 +17,7 @@ from chipset.core.text.tokenizer import Tokenizer
 from .gemma import fetch_gemma
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.network,
     pytest.mark.e2e,
     pytest.mark.filterwarnings("default"),
