@@ -109,7 +109,7 @@ class Request:
 
     def preempt(self) -> None:
         """Running to waiting; everything is recomputed."""
-        self._leave()
+        self.leave()
         self.num_preemptions += 1
 
     def advance(self, num_tokens: int) -> None:
@@ -131,10 +131,7 @@ class Request:
         self.finish_reason = FinishReason.ERROR
 
     def leave(self) -> None:
-        """Running to finished or cancelled."""
-        self._leave()
-
-    def _leave(self) -> None:
+        """Running to finished or cancelled; what it held is not its own any more."""
         assert self.slot is not None
         self.slot = self.table = None
         self.num_computed = 0
