@@ -182,6 +182,8 @@ def _serve(launch: EngineLaunch, channel: Channel) -> int:
         return code
     gc.collect()
     gc.freeze()
+    # before Ready, so that whoever serves has figures from the first scrape on
+    channel.send(engine.stats())
     channel.send(engine.ready)
     try:
         EngineLoop(engine, channel).run()

@@ -149,6 +149,8 @@ class EngineClient:
             match await self._next_event(exit_text):
                 case Progress(phase, done, total, unit):
                     progress(phase, done, total, unit)
+                case Stats() as stats:
+                    self.stats = stats
                 case Ready() as ready:
                     return ready
                 case StartFailed() as failed:
