@@ -30,7 +30,7 @@ class Attention(ABC):
 
     @abstractmethod
     def supports(self, spec: AttentionSpec) -> Sequence[str]:
-        """Reasons against; empty when it can."""
+        """Reasons against; empty when it can. Agrees with Capabilities.attention."""
 
     @abstractmethod
     def attend(
@@ -47,7 +47,8 @@ class Attention(ABC):
         """Write k, v at the step's slots and attend to all of each row.
 
         q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, Dv]; `layer` selects the layer's part of the cache.
-        Returns [T, Hq, Dv] (finite garbage on padding) and the cache, the same object or a new one.
+        Returns [T, Hq, Dv] (finite garbage on padding) and the cache, the same object or a new one. A leaf of the cache
+        that the step leaves alone is returned as the same object.
 
         What lies in the null block, at or past context_len, or left of the window of the row's first query may be nan
         and must reach no row: mask the values too, for 0 * nan is nan. Masks use finfo.min, never -inf.

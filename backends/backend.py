@@ -11,12 +11,27 @@ from abc import ABC, abstractmethod
 from .attention import Attention
 from .collectives import Collectives
 from .compiler import Compiler
+from .errors import PluginError
 from .kv_cache import KVCache
 from .ops import Ops
 from .quantization import Linear
 from .runtime import Runtime
 from .sampler import Sampler
 from .step import Prepared, StepBatch
+from .telemetry import Telemetry
+
+MEMBERS: tuple[tuple[str, type], ...] = (
+    ("runtime", Runtime),
+    ("kv", KVCache),
+    ("attention", Attention),
+    ("linear", Linear),
+    ("ops", Ops),
+    ("comm", Collectives),
+    ("compiler", Compiler),
+    ("sampler", Sampler),
+    ("telemetry", Telemetry),
+)
+"""What a Backend must have, and of which class."""
 
 
 class Backend(ABC):
@@ -30,10 +45,25 @@ class Backend(ABC):
     comm: Collectives
     compiler: Compiler
     sampler: Sampler
+    telemetry: Telemetry = Telemetry()
 
     @abstractmethod
     def prepare(self, batch: StepBatch) -> Prepared:
-        """All device inputs of a step in at most one copy per dtype. Never pads, never waits for a step."""
+        """All device inputs of a step in at most one copy per dtype.
+
+        Never pads, never waits for a step, runs no operation on the device and casts no bits there.
+        """
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Leave process groups and free the device."""
+
+
+def check_members(backend: Backend) -> None:
+    """Raises PluginError, naming the member of MEMBERS that is missing or of another class."""
+    for name, base in MEMBERS:
+        member = getattr(backend, name, None)
+        if not isinstance(member, base):
+            what = "is missing" if member is None else f"is a {type(member).__name__}"
+            raise PluginError(
+                f"{type(backend).__name__}.{name} {what}; the contract wants a {base.__name__}"
+            )

@@ -30,8 +30,16 @@ class Compiler(ABC):
         """The function that runs `module` on what Backend.prepare made in place of StepInputs.
 
         `module` is "model": (StepInputs, Cache) -> (logits [L, V] f32, Cache), or "draw": (StepInputs, Cache, logits)
-        -> (StepOutput, Cache), or with fused_draw "step": (StepInputs, Cache) -> (StepOutput, Cache). The caller gives
-        the cache away and rebinds the one returned. Where the step has no rows of logits, "draw" is not called.
+        -> (StepOutput, Cache), or with fused_draw "step": (StepInputs, Cache) -> (StepOutput, Cache). Every device
+        tensor it uses is an argument or a buffer of it, rope tables too. Where the step has no rows of logits, "draw" is
+        not called.
+
+        "model" reads all of the inputs but features and sampling, "draw" only features, sampling and num_logits of the
+        bucket: a compiler takes the rest away before it looks a graph up, or each variant costs a model graph and each
+        bucket a draw graph.
+
+        The caller gives the cache away and rebinds the one returned. Ask for donation only once the step is traced, and
+        only of the leaves that it replaced: the others are the same objects in the cache returned.
         """
 
     def warm_up(

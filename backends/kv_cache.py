@@ -42,7 +42,10 @@ class KVBlob:
 class KVCache(ABC):
     """Blocks are recycled unclean, and block 0 is nobody's.
 
-    Members that take block ids get them padded with 0 to powers of two up to 64.
+    Members that take block ids get them padded with 0 to powers of two up to 64, and whoever uses one calls it once per
+    size with all-null arguments before freeze; reset_slot is called with the sink slot, once with zeros and once with
+    None. Each is a program of its own, dispatched before it returns: lazy work left over would be compiled with the
+    next step, after freeze. A cache given to a member that returns one is given away: the caller rebinds.
     """
 
     @abstractmethod
@@ -53,8 +56,9 @@ class KVCache(ABC):
     def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:
         """Bytes for blocks on this rank's device: weights, slots, a sink of its own and graph memory taken off.
 
-        All ranks call it together, and all run largest_step or, where kv_budget is "predict", none. The core takes the
-        least over the ranks (or kv_bytes) and divides it among the groups.
+        All ranks call it together, and all run largest_step or, where kv_budget is "predict", none: then it is a
+        function of options and model alone, since the size is part of every graph. The core takes the least over the
+        ranks (or kv_bytes) and divides it among the groups.
         """
 
     @abstractmethod
@@ -65,7 +69,10 @@ class KVCache(ABC):
         """Give back what allocate took; default: when the last reference goes."""
 
     def usable(self, cache: Cache) -> bool:  # noqa: ARG002
-        """After an exception: False where a donated cache is lost; the core then recomputes every row."""
+        """After an exception: False where a donated cache is lost.
+
+        The core then frees it, allocates anew and recomputes every row.
+        """
         return True
 
     @abstractmethod
@@ -82,8 +89,9 @@ class KVCache(ABC):
 
     @abstractmethod
     def reset_slot(self, cache: Cache, slot: int, counts: I32 | None) -> Cache:
-        """A request takes the slot: set its token counts.
+        """A request takes the slot: set its token counts. Called between steps, before the first with the request.
 
         counts [V]: times drawn, plus 2**30 where the prompt holds the token (repetition looks at both, frequency and
-        presence at the output, which is not empty after preemption); None where it uses no penalties.
+        presence at the output, which is not empty after preemption); None where it uses no penalties, and what is left
+        there has no effect then. The sampler counts only in variants with penalties.
         """

@@ -58,7 +58,9 @@ class Runtime(ABC):
         """May start a copy, never waits. Called right after its step and before the next.
 
         result() makes at most one copy per dtype to the host and one wait, in the thread that calls it. A device error
-        may surface there. Steps that draw and score nothing are not fetched.
+        may surface there, when the next step is out already: the core treats both as failed. Steps that draw and score
+        nothing are not fetched. The widths of the fields are whatever was handed in, not only what drawing gives: the
+        conformance kit reads other values through them.
         """
 
     @abstractmethod
@@ -66,5 +68,10 @@ class Runtime(ABC):
         """Outside steps only: load, warm-up, measurements."""
 
     def classify(self, error: BaseException) -> ErrorClass:  # noqa: ARG002
-        """What a failed step means: shrink; restart; find the request at fault; or give up."""
+        """What a failed step means; the default gives up.
+
+        out_of_memory: the core puts the youngest request back and goes on with fewer.  request: it repeats the step in
+        halves until the request at fault stands alone, and ends that one; what a step writes are slots of its own rows
+        only, so repeating it is harmless.  device_lost, unknown: the engine ends, and is started anew from outside.
+        """
         return "unknown"

@@ -130,16 +130,21 @@ class Runner:
         self.backend.close()
 
     def _start(self, batch: StepBatch) -> Pending[StepOutput] | None:
-        prepared = self.backend.prepare(batch)
+        span = self.backend.telemetry.span
+        with span("prepare"):
+            prepared = self.backend.prepare(batch)
         # a batch of padding alone is a warm-up: it must touch every graph that a real one would
         draws = batch.num_logits > 0 or batch.num_rows == 0
         if self._is_fused:
-            output, self._cache = self._step(prepared, self._cache)
+            with span("step"):
+                output, self._cache = self._step(prepared, self._cache)
         else:
-            logits, self._cache = self._model(prepared, self._cache)
+            with span("model"):
+                logits, self._cache = self._model(prepared, self._cache)
             if not draws:
                 return None
-            output, self._cache = self._draw(prepared, self._cache, logits)
+            with span("draw"):
+                output, self._cache = self._draw(prepared, self._cache, logits)
         return self.backend.runtime.fetch(output) if draws else None
 
     def _reset(self, reset: Reset) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..backends.backend import check_members
 from ..backends.options import EngineOptions
 from ..backends.plugin import Launch
 from ..backends.registry import Registry, Selection
@@ -92,6 +93,7 @@ def _load(
     report: Report,
 ) -> Runner:
     backend = selection.plugin.create(worker)
+    check_members(backend)
     try:
         with torch.inference_mode():
             weights = read_weights(launch.files, progress=report)
