@@ -31,8 +31,8 @@ class Compiler(ABC):
 
         `module` is "model": (StepInputs, Cache) -> (logits [L, V] f32, Cache), or "draw": (StepInputs, Cache, logits)
         -> (StepOutput, Cache), or with fused_draw "step": (StepInputs, Cache) -> (StepOutput, Cache). Every device
-        tensor it uses is an argument or a buffer of it, rope tables too. Where the step has no rows of logits, "draw" is
-        not called.
+        tensor it uses is an argument or a buffer of it, rope tables too. Where the step has no rows of logits, "draw"
+        is not called.
 
         "model" reads all of the inputs but features and sampling, "draw" only features, sampling and num_logits of the
         bucket: a compiler takes the rest away before it looks a graph up, or each variant costs a model graph and each

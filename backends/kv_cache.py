@@ -16,6 +16,9 @@ from .step import I32
 Cache: TypeAlias = Any
 """Opaque pytree of device tensors: KV of all groups, last ids, token counts."""
 
+IN_PROMPT = 2**30
+"""Added to the count of a token that the prompt holds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KVPlan:
@@ -91,7 +94,7 @@ class KVCache(ABC):
     def reset_slot(self, cache: Cache, slot: int, counts: I32 | None) -> Cache:
         """A request takes the slot: set its token counts. Called between steps, before the first with the request.
 
-        counts [V]: times drawn, plus 2**30 where the prompt holds the token (repetition looks at both, frequency and
-        presence at the output, which is not empty after preemption); None where it uses no penalties, and what is left
-        there has no effect then. The sampler counts only in variants with penalties.
+        counts [V]: times drawn, plus IN_PROMPT where the prompt holds the token (repetition looks at both, frequency
+        and presence at the output, which is not empty after preemption); None where it uses no penalties, and what is
+        left there has no effect then. The sampler counts only in variants with penalties.
         """

@@ -73,6 +73,47 @@ class SamplingBatch:
     """watermark: [L] the token before, -1 = off."""
 
 
+def neutral_sampling(
+    features: frozenset[str],
+    *,
+    num_logits: int,
+    num_slots: int,
+    vocab_size: int,
+    max_logit_bias: int,
+) -> dict[str, I32 | F32]:
+    """The arrays of a SamplingBatch for `features`, by name, with values that change nothing: what padding has."""
+    integers: dict[str, tuple[str, int, tuple[int, ...]]] = {
+        "seed": ("sampled", 0, (2,)),
+        "top_k": ("filters", vocab_size, ()),
+        "bias_ids": ("bias", -1, (max_logit_bias,)),
+        "bitmask": ("bitmask", -1, (-(-vocab_size // 32),)),
+        "target": ("targets", -1, ()),
+        "of_drawn": ("logprobs", 0, ()),
+        "watermark": ("watermark", -1, ()),
+    }
+    floats: dict[str, tuple[str, float, tuple[int, ...]]] = {
+        "temperature": ("sampled", 0.0, ()),
+        "top_p": ("filters", 1.0, ()),
+        "min_p": ("filters", 0.0, ()),
+        "typical_p": ("filters", 1.0, ()),
+        "penalties": ("penalties", 0.0, (3,)),
+        "bias_values": ("bias", 0.0, (max_logit_bias,)),
+    }
+    arrays: dict[str, I32 | F32] = {
+        "slot": np.full(num_logits, num_slots, np.int32),
+        "position": np.zeros(num_logits, np.int32),
+    }
+    for name, (feature, number, shape) in integers.items():
+        if feature in features:
+            arrays[name] = np.full((num_logits, *shape), number, np.int32)
+    for name, (feature, value, shape) in floats.items():
+        if feature in features:
+            arrays[name] = np.full((num_logits, *shape), value, np.float32)
+    if "penalties" in arrays:
+        arrays["penalties"][:, 0] = 1  # repetition; the other two are added
+    return arrays
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepBatch:
     """One step, neutral and padded to its bucket."""

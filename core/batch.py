@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..backends.kv_cache import IN_PROMPT
 from ..backends.options import ModelSpec, ResolvedOptions
 from ..backends.shapes import BatchPolicy, Bucket
-from ..backends.step import I32, SamplingBatch, StepBatch
+from ..backends.step import F32, I32, SamplingBatch, StepBatch, neutral_sampling
 from .request import Request
 from .scheduler import Row
-
-IN_PROMPT = 2**30
-"""What KVCache.reset_slot adds to the count of a token that the prompt holds."""
 
 
 class BatchBuilder:
@@ -89,37 +87,22 @@ class BatchBuilder:
         self, requests: Sequence[Request], num_logits: int, features: frozenset[str]
     ) -> SamplingBatch:
         """Neutral values first, then those of each request for the features of the variant."""
-        slot, position = _filled(self.num_slots, num_logits), _zeros(num_logits)
+        arrays = neutral_sampling(
+            features,
+            num_logits=num_logits,
+            num_slots=self.num_slots,
+            vocab_size=self.vocab_size,
+            max_logit_bias=self.max_logit_bias,
+        )
         for index, request in enumerate(requests):
             assert request.slot is not None
-            slot[index], position[index] = request.slot, len(request.tokens)
-        arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int32 | np.float32]]] = {}
-        if "sampled" in features:
-            arrays["temperature"] = np.zeros(num_logits, np.float32)
-            arrays["seed"] = _zeros(num_logits, 2)
-        if "filters" in features:
-            arrays["top_k"] = _filled(self.vocab_size, num_logits)
-            arrays["top_p"] = np.ones(num_logits, np.float32)
-            arrays["min_p"] = np.zeros(num_logits, np.float32)
-            arrays["typical_p"] = np.ones(num_logits, np.float32)
-        if "penalties" in features:
-            arrays["penalties"] = np.tile(np.array([1, 0, 0], np.float32), (num_logits, 1))
-        if "bias" in features:
-            arrays["bias_ids"] = _filled(-1, num_logits, self.max_logit_bias)
-            arrays["bias_values"] = np.zeros((num_logits, self.max_logit_bias), np.float32)
-        if "bitmask" in features:
-            arrays["bitmask"] = _filled(-1, num_logits, -(-self.vocab_size // 32))
-        if "targets" in features:
-            arrays["target"] = _filled(-1, num_logits)
-        if "logprobs" in features:
-            arrays["of_drawn"] = _zeros(num_logits)
-        for index, request in enumerate(requests):
+            arrays["slot"][index], arrays["position"][index] = request.slot, len(request.tokens)
             self._fill(arrays, index, request)
-        return SamplingBatch(features=features, slot=slot, position=position, **arrays)  # type: ignore[arg-type]
+        return SamplingBatch(features=features, **arrays)  # type: ignore[arg-type]
 
     def _fill(
         self,
-        arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int32 | np.float32]]],
+        arrays: dict[str, I32 | F32],
         index: int,
         request: Request,
     ) -> None:

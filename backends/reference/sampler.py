@@ -10,14 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..kv_cache import Cache
+from ..kv_cache import IN_PROMPT, Cache
 from ..sampler import Sampler
 from ..step import StepInputs, StepOutput
 from .kv_cache import PagedCache
 
 MASKED = torch.finfo(torch.float32).min
-IN_PROMPT = 2**30
-"""What a token of the prompt adds to its count."""
 SamplingTensors = Mapping[str, Tensor]
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import generation
 
+from chipset.backends.kv_cache import IN_PROMPT
 from chipset.backends.reference.kv_cache import PagedCache
 from chipset.backends.reference.sampler import (
-    IN_PROMPT,
     MASKED,
     ReferenceSampler,
     add_bias,

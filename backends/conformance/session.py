@@ -1,0 +1,348 @@
+"""A backend with a cache, driven step by step as the core would, without a core and without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..backend import Backend, check_members
+from ..errors import TooLarge
+from ..kv_cache import Cache, KVBlob, KVPlan
+from ..options import EngineOptions, ModelSpec
+from ..plugin import Launch, Plugin
+from ..runtime import Pending
+from ..shapes import BatchShape, Bucket, Phase
+from ..step import F32, I32, SamplingBatch, StepBatch, StepInputs, StepOutput, neutral_sampling
+from .watch import Watch
+
+Logits = Literal["last", "all", "none"]
+"""Which tokens of a row get a row of logits."""
+Compute = Callable[[Tensor, StepInputs, Cache], tuple[Tensor, Cache]]
+"""(token ids [T], inputs, cache) -> (values [T, n], cache): what a model does between feeding and logits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Tokens `[start, start + len(token_ids))` of a text."""
+
+    token_ids: tuple[int, ...]
+    start: int = 0
+    blocks: tuple[tuple[int, ...], ...] = ((1,),)
+    """Per KV group: the ids of the text's blocks, in order."""
+    slot: int = 0
+    is_decode: bool = False
+
+    @property
+    def end(self) -> int:
+        """Tokens of the text after the step."""
+        return self.start + len(self.token_ids)
+
+
+class Reader(nn.Module):
+    """The "model" of a step whose logits are the values of `compute` at the rows of logits, in float32."""
+
+    def __init__(self, backend: Backend, compute: Compute, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.backend = backend
+        self.compute = compute
+        for name, tensor in tensors.items():
+            self.register_buffer(name, backend.runtime.put(tensor))
+
+    def forward(self, inputs: StepInputs, cache: Cache) -> tuple[Tensor, Cache]:
+        """[L, n] f32."""
+        ids = self.backend.sampler.feed(inputs, cache)
+        values, cache = self.compute(ids, inputs, cache)
+        return values.index_select(0, inputs.logit_index).to(torch.float32), cache
+
+
+class _ReadStep(nn.Module):
+    """A fused step that draws nothing and gives the reader's values as top_logprobs."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def forward(self, inputs: StepInputs, cache: Cache) -> tuple[StepOutput, Cache]:
+        values, cache = self.reader(inputs, cache)
+        zeros = inputs.logit_index * 0
+        return StepOutput(ids=zeros, finite=zeros + 1, top_logprobs=values), cache
+
+
+class _Draw(nn.Module):
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self.sampler = backend.sampler
+
+    def forward(self, inputs: StepInputs, cache: Cache, logits: Tensor) -> tuple[StepOutput, Cache]:
+        drawn: tuple[StepOutput, Cache] = self.sampler(logits, inputs, cache)
+        return drawn
+
+
+class _DrawStep(nn.Module):
+    def __init__(self, reader: nn.Module, draw: _Draw) -> None:
+        super().__init__()
+        self.reader, self.draw = reader, draw
+
+    def forward(self, inputs: StepInputs, cache: Cache) -> tuple[StepOutput, Cache]:
+        logits, cache = self.reader(inputs, cache)
+        drawn: tuple[StepOutput, Cache] = self.draw(inputs, cache, logits)
+        return drawn
+
+
+class Session:
+    """One backend made by `plugin` for `model`, and its cache of `num_blocks` blocks a KV group."""
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        model: ModelSpec,
+        options: EngineOptions | None = None,
+        *,
+        num_blocks: int = 32,
+    ) -> None:
+        self.launch = make_launch(plugin, model, options or EngineOptions())
+        self.num_blocks = num_blocks
+        self.backend = plugin.create(self.launch)
+        check_members(self.backend)
+        self.watch = Watch(self.backend)
+        self._wrapped: dict[tuple[str, int], tuple[nn.Module, Callable[..., Any]]] = {}
+        plans = [KVPlan(group=group, num_blocks=num_blocks) for group in model.groups]
+        with torch.inference_mode():
+            self.cache: Cache = self.backend.kv.allocate(plans)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block holds."""
+        return self.launch.options.block_size
+
+    def close(self) -> None:
+        """Free the cache and leave the device."""
+        if self.cache is not None:
+            self.backend.kv.free(self.cache)
+            self.cache = None
+        self.backend.close()
+
+    def reader(self, compute: Compute, tensors: Mapping[str, Tensor]) -> Reader:
+        """A module to hand to `read` or `draw`, with `tensors` on the device as its buffers."""
+        with torch.inference_mode():
+            return Reader(self.backend, compute, tensors)
+
+    def table(self, values: Tensor) -> Reader:
+        """A reader whose values for token i are row i of `values` [V, n]."""
+        reader: Reader
+
+        def look_up(ids: Tensor, inputs: StepInputs, cache: Cache) -> tuple[Tensor, Cache]:  # noqa: ARG001
+            found: Tensor = reader.get_buffer("values").index_select(0, ids)
+            return found, cache
+
+        reader = self.reader(look_up, {"values": values})
+        return reader
+
+    def fit(self, rows: Sequence[Row], logits: Logits = "last") -> Bucket:
+        """What the plugin's ShapePolicy makes of these rows. Raises TooLarge."""
+        return self.launch.shapes.fit(self.shape(rows, logits))
+
+    def shape(self, rows: Sequence[Row], logits: Logits = "last") -> BatchShape:
+        """The true sizes of a step of `rows`."""
+        kinds = {row.is_decode for row in rows}
+        phase = (
+            Phase.MIXED if len(kinds) == 2 else Phase.DECODE if kinds == {True} else Phase.PREFILL
+        )
+        num_tokens = sum(len(row.token_ids) for row in rows)
+        return BatchShape(
+            phase=phase,
+            num_rows=len(rows),
+            num_tokens=num_tokens,
+            num_logits={"last": len(rows), "all": num_tokens, "none": 0}[logits],
+            max_query=max(len(row.token_ids) for row in rows),
+            max_context=max(row.end for row in rows),
+            max_computed=max(row.start for row in rows),
+            num_blocks=sum(-(-row.end // self.block_size) for row in rows),
+            max_block=max(max(blocks) for row in rows for blocks in row.blocks),
+        )
+
+    def can_hold(self, rows: Sequence[Row], logits: Logits = "last") -> bool:
+        """Whether policy and buckets take these rows in one step."""
+        policy, decodes = self.launch.shapes.batch, [row.is_decode for row in rows]
+        if any(decodes) and not all(decodes) and not policy.mixed:
+            return False
+        if policy.max_prefills is not None and decodes.count(False) > policy.max_prefills:
+            return False
+        try:
+            self.fit(rows, logits)
+        except TooLarge:
+            return False
+        return len(rows) <= policy.max_rows and self.shape(rows).num_tokens <= policy.max_tokens
+
+    def batch(
+        self,
+        rows: Sequence[Row],
+        *,
+        logits: Logits = "last",
+        features: frozenset[str] = frozenset(),
+        sampling: Mapping[str, I32 | F32] | None = None,
+        bucket: Bucket | None = None,
+    ) -> StepBatch:
+        """The step of `rows`, decode rows first; `sampling` replaces neutral values, true rows of logits first."""
+        return build_batch(
+            self.launch, rows, bucket or self.fit(rows, logits), logits, features, sampling or {}
+        )
+
+    def read(self, reader: Reader, batch: StepBatch) -> F32:
+        """One step: the reader's values [num_logits, n] at the rows of logits."""
+        with torch.inference_mode():
+            prepared = self.backend.prepare(batch)
+            if self.launch.capabilities.fused_draw:
+                step = self._wrap("step", reader, lambda: _ReadStep(reader))
+                output, self.cache = step(prepared, self.cache)
+            else:
+                model = self._wrap("model", reader, lambda: reader)
+                values, self.cache = model(prepared, self.cache)
+                zeros = self.backend.runtime.put(torch.zeros(values.shape[0], dtype=torch.int32))
+                output = StepOutput(ids=zeros, finite=zeros, top_logprobs=values)
+            pending: Pending[StepOutput] = self.backend.runtime.fetch(output)
+            return np.array(pending.result().top_logprobs)[: batch.num_logits]
+
+    def draw(self, reader: Reader, batch: StepBatch) -> StepOutput:
+        """One step: what the sampler makes of the reader's values as logits; numpy arrays, cut to num_logits."""
+        with torch.inference_mode():
+            prepared = self.backend.prepare(batch)
+            draw = _Draw(self.backend)
+            if self.launch.capabilities.fused_draw:
+                step = self._wrap("draw", reader, lambda: _DrawStep(reader, draw), name="step")
+                output, self.cache = step(prepared, self.cache)
+            else:
+                model = self._wrap("model", reader, lambda: reader)
+                values, self.cache = model(prepared, self.cache)
+                drawing = self._wrap("draw", self.backend.sampler, lambda: draw)
+                output, self.cache = drawing(prepared, self.cache, values)
+            fetched = self.backend.runtime.fetch(output).result()
+        fields = StepOutput.__dataclass_fields__
+        arrays = {name: getattr(fetched, name) for name in fields}
+        return StepOutput(
+            **{n: None if a is None else np.array(a)[: batch.num_logits] for n, a in arrays.items()}  # type: ignore[arg-type]
+        )
+
+    def fill(self, value: float) -> None:
+        """Every block of every group, the null block too, holds `value`."""
+        for number, group in enumerate(self.launch.model.groups):
+            for first in range(0, self.num_blocks, 64):
+                ids = np.zeros(64, np.int32)
+                real = np.arange(first, min(first + 64, self.num_blocks), dtype=np.int32)
+                ids[: real.size] = real
+                size = (len(group.layers), ids.size * self.block_size, group.num_kv_heads)
+                dtype = getattr(torch, group.dtype)
+                blob = KVBlob(
+                    keys=torch.full((*size, group.head_size), value, dtype=dtype),
+                    values=torch.full((*size, group.value_size), value, dtype=dtype),
+                    heads=(0, group.num_kv_heads),
+                )
+                with torch.inference_mode():
+                    self.cache = self.backend.kv.import_blocks(self.cache, number, ids, blob)
+
+    def export(self, group: int, blocks: Sequence[int]) -> KVBlob:
+        """The tokens of `blocks`, exactly."""
+        with torch.inference_mode():
+            found = self.backend.kv.export_blocks(self.cache, group, padded(blocks)).result()
+        count = len(blocks) * self.block_size
+        return KVBlob(keys=found.keys[:, :count], values=found.values[:, :count], heads=found.heads)
+
+    def _wrap(
+        self, kind: str, owner: object, make: Callable[[], nn.Module], name: str | None = None
+    ) -> Callable[..., Any]:
+        key = (kind, id(owner))
+        if key not in self._wrapped:
+            module = make().eval()
+            self._wrapped[key] = (module, self.backend.compiler.wrap(name or kind, module))
+        return self._wrapped[key][1]
+
+
+def make_launch(plugin: Plugin, model: ModelSpec, options: EngineOptions) -> Launch:
+    """What the engine process would send to the only worker."""
+    probe = plugin.probe()
+    capabilities = plugin.capabilities(probe)
+    resolved = plugin.resolve(options, model, capabilities)
+    return Launch(
+        plugin=plugin.info.name,
+        worker=plugin.worker_plan(options.parallel, [probe])[0],
+        world_size=1,
+        rendezvous="",
+        groups={"tensor": (0,)},
+        capabilities=capabilities,
+        options=resolved,
+        model=model,
+        shapes=plugin.shapes(resolved, model),
+    )
+
+
+def padded(blocks: Sequence[int]) -> I32:
+    """Block ids as KVCache's members get them: padded with 0 to a power of two."""
+    ids = np.zeros(1 << max(0, (len(blocks) - 1).bit_length()), np.int32)
+    ids[: len(blocks)] = blocks
+    return ids
+
+
+def build_batch(
+    launch: Launch,
+    rows: Sequence[Row],
+    bucket: Bucket,
+    logits: Logits,
+    features: frozenset[str],
+    sampling: Mapping[str, I32 | F32],
+) -> StepBatch:
+    """`rows` padded to `bucket`."""
+    options, model, policy = launch.options, launch.model, launch.shapes.batch
+    num_slots = options.max_batch_rows
+    token_ids = np.zeros(bucket.num_tokens, np.int32)
+    positions = np.zeros((1, bucket.num_tokens), np.int32)
+    query_len, context_len = (np.zeros(bucket.num_rows, np.int32) for _ in range(2))
+    row_slot = np.full(bucket.num_rows, num_slots, np.int32)
+    tables = [np.zeros((bucket.num_rows, bucket.blocks_per_row), np.int32) for _ in model.groups]
+    at_logits: list[int] = []
+    first = 0
+    for index, row in enumerate(rows):
+        count = len(row.token_ids)
+        at = index * bucket.max_query if policy.token_layout == "rows" else first
+        token_ids[at : at + count] = row.token_ids
+        positions[0, at : at + count] = range(row.start, row.end)
+        query_len[index], context_len[index], row_slot[index] = count, row.end, row.slot
+        for table, blocks in zip(tables, row.blocks, strict=True):
+            used = blocks[: bucket.blocks_per_row]
+            table[index, : len(used)] = used
+        if logits != "none":
+            at_logits += range(at + (0 if logits == "all" else count - 1), at + count)
+        first += count
+    logit_index = np.zeros(bucket.num_logits, np.int32)
+    logit_index[: len(at_logits)] = at_logits
+    arrays = neutral_sampling(
+        features,
+        num_logits=bucket.num_logits,
+        num_slots=num_slots,
+        vocab_size=model.vocab_size,
+        max_logit_bias=options.max_logit_bias,
+    )
+    for name, array in sampling.items():
+        arrays[name][: len(array)] = array
+    return StepBatch(
+        bucket=bucket,
+        num_rows=len(rows),
+        num_decode_rows=sum(row.is_decode for row in rows),
+        num_tokens=first,
+        num_logits=len(at_logits),
+        token_ids=token_ids,
+        positions=positions,
+        query_len=query_len,
+        context_len=context_len,
+        row_slot=row_slot,
+        block_table=tables,
+        logit_index=logit_index,
+        sampling=SamplingBatch(features=features, **arrays),  # type: ignore[arg-type]
+        token_slot=np.full(bucket.num_tokens, -1, np.int32)
+        if launch.capabilities.overlapped_steps
+        else None,
+    )
