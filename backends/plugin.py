@@ -46,6 +46,8 @@ class Probe:
     num_devices: int
     reason: str
     """Always filled: "found /dev/neuron0..15, but package torch-neuronx is missing"."""
+    cure: str = ""
+    """What to do where it is not available: "install the driver, version 1.24 or newer"."""
     found_hardware: bool = False
     """There, though perhaps not usable: `auto` then stops with the reason."""
     architecture: str = ""

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
-import pluggy
-
-from . import hookspecs
-from .errors import BackendUnavailable, UnknownBackend
+from .entries import allowed_entries, ask_probe, find_entries, load_plugin
+from .errors import BackendUnavailable, PluginError, UnknownBackend
 from .options import BACKENDS
-from .plugin import API_VERSION, Plugin, Probe
-
-GROUP = "chipset.backends"
-ALLOW_VARIABLE = "CHIPSET_PLUGINS"
-TRACE_VARIABLE = "CHIPSET_TRACE_PLUGINS"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """An entry point that could not be loaded: a row in the probe table, never silence."""
-
-    name: str
-    reason: str
+from .plugin import Plugin, Probe
+from .probing import BUDGET_S, Finding, probe_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,34 +24,36 @@ class Selection:
 
 
 class Registry:
-    """The plugins of one process, each loaded in its own try so that a broken one stops nothing else."""
+    """The plugins that are installed. A named one is loaded here and alone; all of them only in a helper process."""
 
-    def __init__(self, plugins: Mapping[str, Plugin], failures: Mapping[str, Failure]) -> None:
-        self.plugins = dict(plugins)
-        self.failures = dict(failures)
+    def __init__(self, entries: Mapping[str, EntryPoint], environment: Mapping[str, str]) -> None:
+        self._entries = dict(entries)
+        self._environment = environment
 
     @classmethod
     def discover(
         cls,
-        entries: Callable[[], list[EntryPoint]] = lambda: list(entry_points(group=GROUP)),
+        entries: Callable[[], Sequence[EntryPoint]] = find_entries,
         environment: Mapping[str, str] = os.environ,
     ) -> Registry:
-        """Load the entry points of the group `chipset.backends` that CHIPSET_PLUGINS allows (unset: all)."""
-        allowed = environment.get(ALLOW_VARIABLE)
-        names = None if allowed is None else {n.strip() for n in allowed.split(",") if n.strip()}
-        plugins: dict[str, Plugin] = {}
-        failures: dict[str, Failure] = {}
-        for entry in sorted(entries(), key=lambda entry: entry.name):
-            if names is not None and entry.name not in names:
-                continue
-            try:
-                plugin = _load(entry, trace=bool(environment.get(TRACE_VARIABLE)))
-            except Exception as error:  # a stranger's module may raise anything at all
-                reason = f"{type(error).__name__}: {error}"
-                failures[entry.name] = Failure(name=entry.name, reason=reason)
-            else:
-                plugins[entry.name] = plugin
-        return cls(plugins, failures)
+        """The entry points that CHIPSET_PLUGINS allows (unset: all). Imports none of them."""
+        return cls(allowed_entries(entries(), environment), environment)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What --backend may name, beside auto."""
+        return list(self._entries)
+
+    def load(self, name: str) -> Plugin:
+        """Import one plugin, in this process, and no other. Raises UnknownBackend or BackendUnavailable."""
+        try:
+            return load_plugin(self._entry(name), self._environment)
+        except PluginError as error:
+            raise BackendUnavailable(f"backend {name} could not be loaded: {error}") from error
+
+    def probe_all(self, budget_s: float = BUDGET_S) -> Sequence[Finding]:
+        """A row for each plugin, by a helper process; nothing that one of them does stops another, or this process."""
+        return probe_all(self._entries, self._environment, budget_s)
 
     def select(self, name: str) -> Selection:
         """The plugin for --backend `name`. `auto` takes the available one of highest priority.
@@ -73,59 +62,43 @@ class Registry:
         """
         if name == "auto":
             return self._select_best()
-        if name in self.failures:
-            raise BackendUnavailable(
-                f"backend {name} could not be loaded: {self.failures[name].reason}"
-            )
-        if name not in self.plugins:
-            installed = ", ".join(sorted(self.plugins)) or "none"
-            if name in BACKENDS:
-                raise BackendUnavailable(
-                    f"backend {name}: no plugin of that name is installed (installed: {installed}); "
-                    "use --backend cpu, or install a distribution that brings it"
-                )
-            raise UnknownBackend(f"no backend named {name!r}; installed: {installed}, auto")
-        plugin = self.plugins[name]
-        probe = plugin.probe()
+        plugin = self.load(name)
+        try:
+            probe = ask_probe(plugin)
+        except PluginError as error:
+            raise BackendUnavailable(f"backend {name} is not available: {error}") from error
         if not probe.available:
-            raise BackendUnavailable(f"backend {name} is not available: {probe.reason}")
+            cure = f"; {probe.cure}" if probe.cure else ""
+            raise BackendUnavailable(f"backend {name} is not available: {probe.reason}{cure}")
         return Selection(plugin=plugin, probe=probe, reason=f"asked for; {probe.reason}")
 
+    def _entry(self, name: str) -> EntryPoint:
+        if name in self._entries:
+            return self._entries[name]
+        installed = ", ".join(self._entries) or "none"
+        if name in BACKENDS:
+            raise BackendUnavailable(
+                f"backend {name}: no plugin of that name is installed (installed: {installed}); "
+                "use --backend cpu, or install a distribution that brings it"
+            )
+        raise UnknownBackend(f"no backend named {name!r}; installed: {installed}, auto")
+
     def _select_best(self) -> Selection:
-        probes = {name: plugin.probe() for name, plugin in self.plugins.items()}
+        findings = self.probe_all()
+        probes = {f.name: f.probe for f in findings if f.probe and not f.probe.simulated}
         for name, probe in probes.items():
-            if probe.found_hardware and not probe.available and not probe.simulated:
+            if probe.found_hardware and not probe.available:
                 raise BackendUnavailable(
                     f"auto found {name} hardware that cannot be used: {probe.reason}; "
-                    "mend that, or take --backend cpu"
+                    f"{probe.cure or 'mend that'}, or take --backend cpu"
                 )
-        usable = [n for n, probe in probes.items() if probe.available and not probe.simulated]
+        usable = [name for name, probe in probes.items() if probe.available]
+        # a plugin that is broken is told, and stops nothing
+        broken = [f"{f.name}: {f.reason}" for f in findings if f.probe is None]
+        warning = f"; passed over {'; '.join(broken)}" if broken else ""
         if not usable:
-            raise BackendUnavailable(
-                f"auto found no usable backend among {', '.join(sorted(probes)) or 'none installed'}"
-            )
+            looked = ", ".join(sorted(probes)) or "none installed"
+            raise BackendUnavailable(f"auto found no usable backend among {looked}{warning}")
         best = max(usable, key=lambda name: probes[name].priority)
-        reason = f"auto; {probes[best].reason}"
-        return Selection(plugin=self.plugins[best], probe=probes[best], reason=reason)
-
-
-def _load(entry: EntryPoint, *, trace: bool) -> Plugin:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    if trace:
-        manager.trace.root.setwriter(lambda line: os.write(2, line.encode()) and None)
-        manager.enable_tracing()
-    manager.register(entry.load(), name=entry.name)
-    manager.check_pending()
-    found = manager.hook.backend_plugin()
-    if not found:
-        raise TypeError(f"{entry.value} implements no hook backend_plugin")
-    plugin = found[0]
-    if not isinstance(plugin, Plugin):
-        raise TypeError(f"backend_plugin of {entry.value} returned {type(plugin).__name__}")
-    if plugin.info.api_version != API_VERSION:
-        have, want = (".".join(map(str, v)) for v in (plugin.info.api_version, API_VERSION))
-        raise TypeError(f"built for contract {have}, this is {want}")
-    if plugin.info.name != entry.name:
-        raise TypeError(f"entry point {entry.name} brings a plugin named {plugin.info.name}")
-    return plugin
+        reason = f"auto; {probes[best].reason}{warning}"
+        return Selection(plugin=self.load(best), probe=probes[best], reason=reason)

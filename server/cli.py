@@ -118,13 +118,12 @@ def _check_backend(name: str) -> None:
     if name == "auto":
         return
     registry = Registry.discover()
-    choices = sorted({"auto", *BACKENDS, *registry.plugins, *registry.failures})
+    choices = sorted({"auto", *BACKENDS, *registry.names})
     if name not in choices:
         known = ", ".join(choices)
         raise UsageError(f"--backend: not {name!r}{meant(name, choices)}; give one of {known}")
-    if name not in registry.plugins:
-        # raises with the reason; one that is there is probed by the engine process
-        registry.select(name)
+    # raises with the reason; what its probe finds is the engine process's affair
+    registry.load(name)
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {

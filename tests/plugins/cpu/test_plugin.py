@@ -61,7 +61,7 @@ def test_auto_finds_it_by_its_entry_point() -> None:
 def test_the_parent_half_imports_no_torch() -> None:
     program = (
         "import sys; from chipset.backends.registry import Registry; "
-        "plugin = Registry.discover().plugins['cpu']; plugin.capabilities(plugin.probe()); "
+        "plugin = Registry.discover().load('cpu'); plugin.capabilities(plugin.probe()); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
