@@ -70,8 +70,8 @@ class Runtime(ABC):
     def classify(self, error: BaseException) -> ErrorClass:  # noqa: ARG002
         """What a failed step means; the default gives up.
 
-        out_of_memory: the core puts the youngest request back and goes on with fewer.  request: it repeats the step in
-        halves until the request at fault stands alone, and ends that one; what a step writes are slots of its own rows
-        only, so repeating it is harmless.  device_lost, unknown: the engine ends, and is started anew from outside.
+        request: the core repeats the step in halves until the request at fault stands alone, and ends that one; what a
+        step writes are slots of its own rows only, so repeating it is harmless.  out_of_memory: the same, and steps
+        stay smaller for a while.  device_lost, unknown: the engine ends, and is started anew from outside.
         """
         return "unknown"

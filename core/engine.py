@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +17,11 @@ from .request import FinishReason, Request
 from .runner import Runner
 from .scheduler import Scheduler, Step
 
+RELAX_STEPS = 128
+"""Steps after which those that follow may be larger again."""
 NOT_FINITE = "the model gave logits that are not finite for this text"
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -43,6 +48,7 @@ class Engine:
         self._num_generated_tokens = 0
         self._num_cancelled = 0
         self._num_errors = 0
+        self._num_failed_steps = 0
 
     @property
     def is_idle(self) -> bool:
@@ -70,14 +76,23 @@ class Engine:
                 self._num_cancelled += 1
 
     def step(self) -> list[Tokens]:
-        """Run one step; what it drew, per request."""
+        """Run one step; what it drew, per request.
+
+        A step that raises is repeated in halves until the request at fault stands alone, and ends that one; raises what
+        the backend cannot explain.
+        """
+        if self._num_steps % RELAX_STEPS == 0:
+            self.scheduler.relax()
         if self.preempt_every and self._num_steps % self.preempt_every == self.preempt_every - 1:
             self.scheduler.preempt_youngest()
         step = self.scheduler.schedule()
         self._num_steps += 1
         if step is None:
             return []
-        output = self._run(step)
+        try:
+            output = self._run(step)
+        except Exception as error:  # a backend may raise anything at all; it says what it means
+            return self._recover(step, error)
         num_drawing = sum(row.is_drawing for row in step.rows)
         self._num_prompt_tokens += sum(row.count for row in step.rows if not row.is_decode)
         drawn: list[int | None] = []
@@ -114,6 +129,8 @@ class Engine:
             prefix_hits=kv.num_hit_tokens,
             cancelled=self._num_cancelled,
             errors=self._num_errors,
+            failed_steps=self._num_failed_steps,
+            backend=self.runner.counters(),
         )
 
     def check(self) -> None:
@@ -167,7 +184,41 @@ class Engine:
             for request in step.admitted
             if request.slot is not None
         ]
+        # a step that failed may have counted what it drew
+        resets += [
+            (row.request.slot, builder.counts(row.request))
+            for row in step.rows
+            if row.request in self.scheduler.suspects and row.request.slot is not None
+        ]
         return self.runner.step(builder.build(step.rows, step.bucket, step.features), resets)
+
+    def _recover(self, step: Step, error: Exception) -> list[Tokens]:
+        """End the request at fault, once it is known, and leave the others as they were before the step."""
+        kind = self.runner.classify(error)
+        if kind in ("device_lost", "unknown"):
+            raise error
+        self._num_failed_steps += 1
+        _log.warning("a step of %d requests failed (%s)", len(step.rows), kind, exc_info=error)
+        scheduler = self.scheduler
+        if kind == "out_of_memory":
+            scheduler.shrink(step)
+        at_fault = scheduler.blame(step)
+        ended = [] if at_fault is None else [at_fault]
+        if self.runner.replace_lost_cache():
+            ended += scheduler.end_what_cannot_return()
+            scheduler.recompute_all()
+        return [self._end(request, error) for request in ended]
+
+    def _end(self, request: Request, error: Exception) -> Tokens:
+        self._requests.pop(request.id, None)
+        self._reported.discard(request.id)
+        self._num_errors += 1
+        return Tokens(
+            request_id=request.id,
+            tokens=[],
+            finish_reason=FinishReason.ERROR,
+            error=f"a step failed for this request ({type(error).__name__}); the server's log has more",
+        )
 
     def _report(self, request: Request, index: int, output: StepOutput) -> Tokens:
         reason = request.finish_reason

@@ -160,6 +160,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Prompt tokens found there."""
     cancelled: int
     errors: int
+    failed_steps: int = 0
+    """Steps that raised and were repeated or cut."""
+    backend: dict[str, float] = {}
+    """What the backend counts itself, by name."""
 
 
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -11,10 +11,11 @@ from torch import nn
 
 from ..backends.backend import Backend
 from ..backends.compiler import CompileReport
+from ..backends.errors import UnexpectedCompile
 from ..backends.kv_cache import Cache, KVPlan
 from ..backends.options import SamplingParams
 from ..backends.plugin import Launch
-from ..backends.runtime import Pending
+from ..backends.runtime import ErrorClass, Pending
 from ..backends.shapes import BatchShape, Bucket, Phase
 from ..backends.step import I32, StepBatch, StepInputs, StepOutput
 from .batch import BatchBuilder
@@ -78,6 +79,7 @@ class Runner:
             self._model = backend.compiler.wrap("model", model.eval())
             self._draw = backend.compiler.wrap("draw", draw.eval())
         self._cache: Cache = None
+        self._plans: Sequence[KVPlan] = ()
         self._frozen = ExitStack()
 
     @torch.inference_mode()
@@ -96,8 +98,26 @@ class Runner:
     def allocate(self, num_blocks: Sequence[int]) -> None:
         """The cache, with so many blocks per KV group."""
         groups = self.launch.model.groups
-        plans = [KVPlan(group=g, num_blocks=n) for g, n in zip(groups, num_blocks, strict=True)]
-        self._cache = self.backend.kv.allocate(plans)
+        self._plans = [
+            KVPlan(group=g, num_blocks=n) for g, n in zip(groups, num_blocks, strict=True)
+        ]
+        self._cache = self.backend.kv.allocate(self._plans)
+
+    @torch.inference_mode()
+    def replace_lost_cache(self) -> bool:
+        """After a step that raised: allocate anew if the step took the cache with it. Whether it had."""
+        if self.backend.kv.usable(self._cache):
+            return False
+        self.backend.kv.free(self._cache)
+        self._cache = None
+        self._cache = self.backend.kv.allocate(self._plans)
+        return True
+
+    def classify(self, error: Exception) -> ErrorClass:
+        """What a step that raised means. A missing graph is a matter of the step's shape, so of its requests."""
+        if isinstance(error, UnexpectedCompile):
+            return "request"
+        return self.backend.runtime.classify(error)
 
     @torch.inference_mode()
     def warm_up(self, num_blocks: int, progress: Callable[[int, int], None]) -> CompileReport:
@@ -120,6 +140,10 @@ class Runner:
             self._reset(reset)
         pending = self._start(batch)
         return None if pending is None else pending.result()
+
+    def counters(self) -> dict[str, float]:
+        """What the backend counts itself, by name."""
+        return dict(self.backend.telemetry.counters())
 
     def close(self) -> None:
         """Free the cache and leave the device."""

@@ -15,6 +15,7 @@ from ..backends.shapes import BatchShape, Bucket, Phase, ShapePolicy
 from .errors import InvalidRequest
 from .kv_cache.manager import BlockTable, KVCacheManager
 from .request import Request
+from .suspects import Eligible, Suspects
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,10 @@ class Step:
 
 
 class Scheduler:
-    """Continuous batching: decode rows first, then chunks of prompts, within the token budget of a step."""
+    """Continuous batching: decode rows first, then chunks of prompts, within the token budget of a step.
+
+    `policy` is the plugin's, or a smaller one for a while after a step ran out of memory.
+    """
 
     def __init__(
         self,
@@ -62,11 +66,13 @@ class Scheduler:
         max_context: int,
     ) -> None:
         self.shapes = shapes
+        self.policy = shapes.batch
         self.capabilities = capabilities
         self.kv = kv
         self.max_context = max_context
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.suspects = Suspects()
         self.num_preemptions = 0
         self._free_slots = list(reversed(range(num_slots)))
         self._admitted: list[Request] = []
@@ -92,6 +98,7 @@ class Scheduler:
 
     def cancel(self, request: Request) -> None:
         """Forget a request wherever it is, and free what it holds."""
+        self.suspects.forget([request])
         if request.slot is None:
             if request in self.waiting:
                 self.waiting.remove(request)
@@ -101,8 +108,8 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None when nothing can run."""
-        rows = self._compose()
-        if not rows:
+        rows = next(filter(None, map(self._compose, self.suspects.turns())), None)
+        if rows is None:
             return None
         rows, bucket = self._fit(rows)
         admitted, self._admitted = tuple(self._admitted), []
@@ -141,33 +148,85 @@ class Scheduler:
                 continue
             changed.append(request)
             if request.finish_reason is not None:
-                self._release(request)
-                request.leave()
+                self._leave(request)
+        self.suspects.acquit()
         return changed
+
+    def blame(self, step: Step) -> Request | None:
+        """`step` failed and changed nothing: the request at fault, which ends here, or None while that is not known."""
+        culprit = self.suspects.blame({row.request: row.end for row in step.rows})
+        if culprit is not None:
+            self.fail(culprit)
+        return culprit
+
+    def fail(self, request: Request) -> None:
+        """End a running request with an error; nobody finds what it computed."""
+        assert request.table is not None
+        self.kv.discard(request.table)
+        request.fail()
+        self._leave(request)
+
+    def end_what_cannot_return(self) -> list[Request]:
+        """End the running requests whose text has outgrown what a step can compute anew; those ended."""
+        if self.capabilities.chunked_prefill:
+            return []
+        most = self.shapes.batch.max_tokens
+        ended = [request for request in self.running if len(request.tokens) > most]
+        for request in ended:
+            self.fail(request)
+        return ended
+
+    def recompute_all(self) -> None:
+        """The cache is lost: put every running request back, and forget what the blocks held."""
+        while self.running:
+            self._preempt(self.running[-1])
+        self.kv.forget_all()
+
+    def shrink(self, step: Step) -> None:
+        """`step` ran out of memory: compose none of more than half its size."""
+        policy, num_tokens = self.policy, sum(row.count for row in step.rows)
+        # a prompt that must be computed in one step cannot be made to wait for a larger one
+        may_cut = self.capabilities.chunked_prefill
+        self.policy = replace(
+            policy,
+            max_rows=max(1, min(policy.max_rows, len(step.rows) // 2)),
+            max_tokens=max(1, min(policy.max_tokens, num_tokens // 2))
+            if may_cut
+            else policy.max_tokens,
+        )
+
+    def relax(self) -> None:
+        """Let steps be twice as large again, up to what the plugin allows."""
+        most, policy = self.shapes.batch, self.policy
+        self.policy = replace(
+            policy,
+            max_rows=min(most.max_rows, 2 * policy.max_rows),
+            max_tokens=min(most.max_tokens, 2 * policy.max_tokens),
+        )
 
     def preempt_youngest(self) -> None:
         """Put the youngest running request back; its text must not change by it."""
         if self.running:
             self._preempt(self.running[-1])
 
-    def _compose(self) -> list[Row]:
-        policy = self.shapes.batch
+    def _compose(self, eligible: Eligible) -> list[Row]:
+        policy = self.policy
         rows: list[Row] = []
         if policy.mixed:
-            budget = self._add_decodes(rows, policy.max_tokens)
-            self._add_prefills(rows, budget)
+            budget = self._add_decodes(rows, policy.max_tokens, eligible)
+            self._add_prefills(rows, budget, eligible)
         else:
-            self._add_prefills(rows, policy.max_tokens)
+            self._add_prefills(rows, policy.max_tokens, eligible)
             if not rows:
-                self._add_decodes(rows, policy.max_tokens)
+                self._add_decodes(rows, policy.max_tokens, eligible)
         return rows
 
-    def _add_decodes(self, rows: list[Row], budget: int) -> int:
+    def _add_decodes(self, rows: list[Row], budget: int, eligible: Eligible) -> int:
         """Append a decode row for each request that can have one; returns what is left of the budget."""
         for request in list(self.running):
-            if budget == 0 or len(rows) == self.shapes.batch.max_rows:
+            if budget == 0 or len(rows) == self.policy.max_rows:
                 break
-            if not request.is_decoding:
+            if not request.is_decoding or not eligible(request):
                 continue
             if self._grow(request, len(request.tokens), rows):
                 rows.append(
@@ -176,8 +235,8 @@ class Scheduler:
                 budget -= 1
         return budget
 
-    def _add_prefills(self, rows: list[Row], budget: int) -> None:
-        policy = self.shapes.batch
+    def _add_prefills(self, rows: list[Row], budget: int, eligible: Eligible) -> None:
+        policy = self.policy
         limit = policy.max_rows
         if policy.max_prefills is not None:
             limit = min(limit, len(rows) + policy.max_prefills)
@@ -185,11 +244,11 @@ class Scheduler:
         for request in list(self.running):
             if budget == 0 or len(rows) >= limit:
                 return
-            if request.slot is not None and not request.is_decoding:
+            if request.slot is not None and not request.is_decoding and eligible(request):
                 budget -= self._add_prefill(request, rows, budget)
         # whoever was put back in this step must not come in again by the same door
         while budget > 0 and len(rows) < limit and self.num_preemptions == preemptions:
-            request_or_none = self._admit(budget)
+            request_or_none = self._admit(budget, eligible)
             if request_or_none is None:
                 return
             budget -= self._add_prefill(request_or_none, rows, budget)
@@ -203,19 +262,19 @@ class Scheduler:
         rows.append(Row(request=request, start=request.num_computed, count=count, is_decode=False))
         return count
 
-    def _admit(self, budget: int) -> Request | None:
+    def _admit(self, budget: int, eligible: Eligible) -> Request | None:
         """Give the longest waiting request a slot, if it can run to the end of its prompt."""
-        if not self.waiting or not self._free_slots:
+        if not self._free_slots or len(self.running) >= self.shapes.batch.max_rows:
             return None
-        if len(self.running) >= self.shapes.batch.max_rows:
+        request = next(filter(eligible, self.waiting), None)
+        if request is None:
             return None
-        request = self.waiting[0]
         if not self.capabilities.chunked_prefill and len(request.tokens) > budget:
             return None
         table = self._open(request)
         if table is None:
             return None
-        self.waiting.popleft()
+        self.waiting.remove(request)
         request.admit(self._free_slots.pop(), table)
         self.kv.count_lookup(table, len(request.tokens))
         self.running.append(request)
@@ -255,6 +314,11 @@ class Scheduler:
         request.preempt()
         self.waiting.appendleft(request)
         self.num_preemptions += 1
+
+    def _leave(self, request: Request) -> None:
+        self._release(request)
+        request.leave()
+        self.suspects.forget([request])
 
     def _release(self, request: Request) -> None:
         assert request.table is not None

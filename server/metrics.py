@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..core.messages import Stats
 
+BACKEND_METRIC = "chipset_backend"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATIONS = tuple(0.00015 * 1.5**power for power in range(35))
 LENGTHS = tuple(float(2**power) for power in range(21))
@@ -96,6 +97,12 @@ STATS: tuple[StatsRow, ...] = (
         value=lambda s: s.cancelled,
         kind="counter",
     ),
+    StatsRow(
+        name="chipset_failed_steps",
+        help="Steps that raised and were repeated in halves",
+        value=lambda s: s.failed_steps,
+        kind="counter",
+    ),
 )
 
 
@@ -117,6 +124,10 @@ class _StatsCollector:
             metric = family(row.name, row.help, labels=list(labels))
             metric.add_metric(list(labels.values()), row.value(stats))
             yield metric
+        own = GaugeMetricFamily(BACKEND_METRIC, "What the backend counts itself", labels=["name"])
+        for name, value in sorted(stats.backend.items()):
+            own.add_metric([name], value)
+        yield own
 
 
 class _Tally:

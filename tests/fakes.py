@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +55,11 @@ class NullRunner:
     num_blocks: Sequence[int]
     poison: frozenset[int] = frozenset()
     """Requests whose text holds such a token get logits that are not finite."""
+    fault: Callable[[StepBatch], Exception | None] = lambda batch: None
+    """What a step raises, after it has run: its cells are written, and what it drew is lost."""
+    meaning: str = "request"
+    """What classify says of it."""
+    loses_cache: bool = False
     steps: list[StepBatch] = field(default_factory=list)
     resets: list[tuple[int, I32 | None]] = field(default_factory=list)
 
@@ -70,6 +75,7 @@ class NullRunner:
             [None] * (n * size) for n in self.num_blocks
         ]
         self.texts: dict[tuple[int, int], list[int]] = {}
+        self.num_caches = 1
 
     def step(
         self, batch: StepBatch, resets: Sequence[tuple[int, I32 | None]] = ()
@@ -94,9 +100,23 @@ class NullRunner:
             text = self._read(batch, int(row[batch.logit_index[logit]]), written)
             ids[logit] = next_token(text)
             finite[logit] = not self.poison.intersection(text)
+        if (error := self.fault(batch)) is not None:
+            raise error
         if not batch.num_logits:
             return None
         return StepOutput(ids=ids, finite=finite)  # type: ignore[arg-type]
+
+    def classify(self, error: Exception) -> str:
+        return self.meaning
+
+    def replace_lost_cache(self) -> bool:
+        if self.loses_cache:
+            self.num_caches += 1
+            self.cells = [[None] * len(cells) for cells in self.cells]
+        return self.loses_cache
+
+    def counters(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         pass
@@ -239,6 +259,7 @@ def null_engine(
     preempt_every: int = 0,
     poison: frozenset[int] = frozenset(),
     shapes: ShapePolicy | None = None,
+    **faults: object,
 ) -> Engine:
     """An engine over the null device, with `num_blocks` per KV group."""
     plugin = NullPlugin()
@@ -307,7 +328,7 @@ def null_engine(
         weight_bytes=0,
         reasons={},
     )
-    runner = NullRunner(launch, counts, poison)
+    runner = NullRunner(launch, counts, poison, **faults)  # type: ignore[arg-type]
     return Engine(plugin, runner, scheduler, ready, preempt_every=preempt_every)  # type: ignore[arg-type]
 
 

@@ -56,10 +56,13 @@ class HostRuntime(Runtime):
         """The host is its own device."""
 
     def classify(self, error: BaseException) -> ErrorClass:
-        """Torch's allocator raises RuntimeError, so the words decide."""
+        """An exception takes nothing of the host with it, so whatever it is, it can be laid at some request's door.
+
+        Torch's allocator raises RuntimeError, so the words decide.
+        """
         if isinstance(error, MemoryError) or "not enough memory" in str(error):
             return "out_of_memory"
-        return "unknown"
+        return "request"
 
 
 def _array(tensor: Tensor | None) -> Any:

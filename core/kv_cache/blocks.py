@@ -89,6 +89,14 @@ class BlockPool:
             if self._keys[block] is not None:
                 self._forget(block)
 
+    def clear(self) -> None:
+        """Make cached blocks blank; none may be held."""
+        assert self.num_held == 0, f"{self.num_held} blocks are held"
+        for block in self._cached:
+            self._forget(block)
+            heapq.heappush(self._blank, block)
+        self._cached.clear()
+
     def check(self, held: Sequence[int]) -> None:
         """Assert every invariant; `held` lists every hold of every request (a block as often as it is held)."""
         counts = [0] * self.num_blocks

@@ -143,6 +143,11 @@ class KVCacheManager:
         for blocks, pool in zip(table.blocks, self.pools, strict=True):
             pool.forget(block for block in blocks[first:] if block)
 
+    def forget_all(self) -> None:
+        """The device has lost every block: nobody finds any. No table may be open."""
+        for pool in self.pools:
+            pool.clear()
+
     def close(self, table: BlockTable) -> None:
         """Give every block back; the tail first, so that it is evicted before what it hangs on."""
         for blocks, pool in zip(table.blocks, self.pools, strict=True):

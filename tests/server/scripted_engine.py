@@ -81,7 +81,7 @@ def main(mode: str) -> None:
                 send(
                     Stats(
                         **dict.fromkeys(Stats.__struct_fields__, 0)
-                        | {"cancelled": len(request_ids)}
+                        | {"cancelled": len(request_ids), "backend": {}}
                     )
                 )
             case Stop():

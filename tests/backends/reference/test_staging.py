@@ -133,4 +133,4 @@ def test_the_host_knows_when_memory_ran_out() -> None:
     torch_words = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"
     assert runtime.classify(RuntimeError(torch_words)) == "out_of_memory"
     assert runtime.classify(MemoryError()) == "out_of_memory"
-    assert runtime.classify(RuntimeError("shape mismatch")) == "unknown"
+    assert runtime.classify(RuntimeError("shape mismatch")) == "request"
