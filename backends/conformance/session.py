@@ -15,9 +15,20 @@ from ..errors import TooLarge
 from ..kv_cache import Cache, KVBlob, KVPlan
 from ..options import EngineOptions, ModelSpec
 from ..plugin import Launch, Plugin
+from ..reference.dtypes import torch_dtype
 from ..runtime import Pending
+from ..sampler import Sampler
 from ..shapes import BatchShape, Bucket, Phase
-from ..step import F32, I32, SamplingBatch, StepBatch, StepInputs, StepOutput, neutral_sampling
+from ..step import (
+    F32,
+    I32,
+    Prepared,
+    SamplingBatch,
+    StepBatch,
+    StepInputs,
+    StepOutput,
+    neutral_sampling,
+)
 from .watch import Watch
 
 Logits = Literal["last", "all", "none"]
@@ -74,9 +85,9 @@ class _ReadStep(nn.Module):
 
 
 class _Draw(nn.Module):
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.sampler = backend.sampler
+        self.sampler = sampler
 
     def forward(self, inputs: StepInputs, cache: Cache, logits: Tensor) -> tuple[StepOutput, Cache]:
         drawn: tuple[StepOutput, Cache] = self.sampler(logits, inputs, cache)
@@ -111,9 +122,9 @@ class Session:
         check_members(self.backend)
         self.watch = Watch(self.backend)
         self._wrapped: dict[tuple[str, int], tuple[nn.Module, Callable[..., Any]]] = {}
-        plans = [KVPlan(group=group, num_blocks=num_blocks) for group in model.groups]
-        with torch.inference_mode():
-            self.cache: Cache = self.backend.kv.allocate(plans)
+        self.plans = [KVPlan(group=group, num_blocks=num_blocks) for group in model.groups]
+        self.cache: Cache = None
+        self.renew()
 
     @property
     def block_size(self) -> int:
@@ -201,8 +212,7 @@ class Session:
                 step = self._wrap("step", reader, lambda: _ReadStep(reader))
                 output, self.cache = step(prepared, self.cache)
             else:
-                model = self._wrap("model", reader, lambda: reader)
-                values, self.cache = model(prepared, self.cache)
+                values = self._model(reader, prepared)
                 zeros = self.backend.runtime.put(torch.zeros(values.shape[0], dtype=torch.int32))
                 output = StepOutput(ids=zeros, finite=zeros, top_logprobs=values)
             pending: Pending[StepOutput] = self.backend.runtime.fetch(output)
@@ -210,40 +220,61 @@ class Session:
 
     def draw(self, reader: Reader, batch: StepBatch) -> StepOutput:
         """One step: what the sampler makes of the reader's values as logits; numpy arrays, cut to num_logits."""
-        with torch.inference_mode():
-            prepared = self.backend.prepare(batch)
-            draw = _Draw(self.backend)
-            if self.launch.capabilities.fused_draw:
-                step = self._wrap("draw", reader, lambda: _DrawStep(reader, draw), name="step")
-                output, self.cache = step(prepared, self.cache)
-            else:
-                model = self._wrap("model", reader, lambda: reader)
-                values, self.cache = model(prepared, self.cache)
-                drawing = self._wrap("draw", self.backend.sampler, lambda: draw)
-                output, self.cache = drawing(prepared, self.cache, values)
-            fetched = self.backend.runtime.fetch(output).result()
+        fetched = self.start(reader, batch).result()
         fields = StepOutput.__dataclass_fields__
         arrays = {name: getattr(fetched, name) for name in fields}
         return StepOutput(
             **{n: None if a is None else np.array(a)[: batch.num_logits] for n, a in arrays.items()}  # type: ignore[arg-type]
         )
 
+    def start(self, reader: Reader, batch: StepBatch) -> Pending[StepOutput]:
+        """`draw`, not waited for."""
+        with torch.inference_mode():
+            prepared = self.backend.prepare(batch)
+            if self.launch.capabilities.fused_draw:
+                output = self._step(reader, prepared)
+            else:
+                values = self._model(reader, prepared)
+                draw = self._wrap("draw", self.backend.sampler, lambda: _Draw(self.backend.sampler))
+                output, self.cache = draw(prepared, self.cache, values)
+            return self.backend.runtime.fetch(output)
+
+    def run(self, reader: Reader, batch: StepBatch) -> None:
+        """One step of which nothing is fetched: only the cache changes."""
+        with torch.inference_mode():
+            prepared = self.backend.prepare(batch)
+            if self.launch.capabilities.fused_draw:
+                self._step(reader, prepared)
+            else:
+                self._model(reader, prepared)
+
+    def renew(self) -> None:
+        """Free the cache and allocate another."""
+        with torch.inference_mode():
+            if self.cache is not None:
+                self.backend.kv.free(self.cache)
+                self.cache = None
+            self.cache = self.backend.kv.allocate(self.plans)
+
     def fill(self, value: float) -> None:
         """Every block of every group, the null block too, holds `value`."""
-        for number, group in enumerate(self.launch.model.groups):
-            for first in range(0, self.num_blocks, 64):
-                ids = np.zeros(64, np.int32)
-                real = np.arange(first, min(first + 64, self.num_blocks), dtype=np.int32)
-                ids[: real.size] = real
-                size = (len(group.layers), ids.size * self.block_size, group.num_kv_heads)
-                dtype = getattr(torch, group.dtype)
-                blob = KVBlob(
-                    keys=torch.full((*size, group.head_size), value, dtype=dtype),
-                    values=torch.full((*size, group.value_size), value, dtype=dtype),
-                    heads=(0, group.num_kv_heads),
-                )
-                with torch.inference_mode():
-                    self.cache = self.backend.kv.import_blocks(self.cache, number, ids, blob)
+        for group in range(len(self.plans)):
+            self.overwrite(group, range(self.num_blocks), value)
+
+    def overwrite(self, group: int, blocks: Sequence[int], value: float) -> None:
+        """Each of `blocks` holds `value`."""
+        held = self.launch.model.groups[group]
+        for first in range(0, len(blocks), 64):
+            ids = padded(blocks[first : first + 64])
+            size = (len(held.layers), ids.size * self.block_size, held.num_kv_heads)
+            dtype = torch_dtype(held.dtype)
+            blob = KVBlob(
+                keys=torch.full((*size, held.head_size), value, dtype=dtype),
+                values=torch.full((*size, held.value_size), value, dtype=dtype),
+                heads=(0, held.num_kv_heads),
+            )
+            with torch.inference_mode():
+                self.cache = self.backend.kv.import_blocks(self.cache, group, ids, blob)
 
     def export(self, group: int, blocks: Sequence[int]) -> KVBlob:
         """The tokens of `blocks`, exactly."""
@@ -251,6 +282,19 @@ class Session:
             found = self.backend.kv.export_blocks(self.cache, group, padded(blocks)).result()
         count = len(blocks) * self.block_size
         return KVBlob(keys=found.keys[:, :count], values=found.values[:, :count], heads=found.heads)
+
+    def _model(self, reader: Reader, prepared: Prepared) -> Tensor:
+        model = self._wrap("model", reader, lambda: reader)
+        values: Tensor
+        values, self.cache = model(prepared, self.cache)
+        return values
+
+    def _step(self, reader: Reader, prepared: Prepared) -> StepOutput:
+        draw = _Draw(self.backend.sampler)
+        step = self._wrap("draw", reader, lambda: _DrawStep(reader, draw), name="step")
+        output: StepOutput
+        output, self.cache = step(prepared, self.cache)
+        return output
 
     def _wrap(
         self, kind: str, owner: object, make: Callable[[], nn.Module], name: str | None = None
