@@ -129,7 +129,11 @@ class Call {
       return tensor;
     }
     check_not_int64(tensor.scalar_type(), "argument of " + traits_.name);
-    index_ = tensor.device().index();
+    const auto device = tensor.device().index();
+    if (index_.value_or(device) != device && tensor.dim() > 0) {
+      refuse("other_device", traits_.name + ": tensors of two devices");
+    }
+    index_ = index_.value_or(device);
     Tensor host = host_view(tensor);
     check_constant(traits_, host);
     if (is_index) {
@@ -172,7 +176,7 @@ class Call {
     }
     if (!traits_.orders) check_not_int64(result.scalar_type(), "result of " + traits_.name);
     if (!traits_.moves) check_finite(traits_.name, result);
-    return moved_to_device(result, index_);
+    return moved_to_device(result, index_.value_or(current_device));
   }
 
   static Tensor view_like(const Tensor& host, const Tensor& base) {
@@ -186,7 +190,7 @@ class Call {
   const Traits& traits_;
   Stack& stack_;
   c10::SmallVector<Pair, 6> pairs_;
-  c10::DeviceIndex index_ = current_device;
+  std::optional<c10::DeviceIndex> index_;  // of the first device that the arguments name
 };
 
 void run_on_cpu(const c10::OperatorHandle& op, Stack* stack) { Call(op, *stack).run(); }

@@ -26,14 +26,15 @@ DEFAULT_TOTAL_BYTES = 8 << 30
 """Of each device."""
 
 
-def load(num_devices: int = 1) -> None:
-    """Build the library where the cache has none, and register the device with torch; the second call is free.
+def load(num_devices: int | None = None) -> None:
+    """Build the library where the cache has none, and register the device with torch; later calls are free.
 
-    `num_devices` counts in the first call only. Raises BackendUnavailable without a compiler, where another extension
-    has taken torch's place for foreign devices, or where the device was loaded with another number.
+    The first call sets how many devices there are, one unless told. Raises BackendUnavailable without a compiler, where
+    another extension has torch's place for foreign devices, or where a later call asks for another number.
     """
-    _register(num_devices)
-    if device_count() != num_devices:
+    if not is_loaded():
+        _register(num_devices or 1)
+    if num_devices not in (None, device_count()):
         raise BackendUnavailable(
             f"the emulated device was loaded with {device_count()} devices, not {num_devices}; "
             "ask for all that the process will need in the first call"
@@ -80,7 +81,7 @@ def synchronize(device: int | str | torch.device | None = None) -> None:  # noqa
 def mem_get_info(device: int | str | torch.device | None = None) -> tuple[int, int]:
     """Bytes free and in all."""
     allocated, _, total = _memory(device)
-    return total - allocated, total
+    return max(0, total - allocated), total
 
 
 def memory_allocated(device: int | str | torch.device | None = None) -> int:
@@ -113,8 +114,6 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def _register(num_devices: int) -> None:
-    if is_loaded():
-        return
     path = Library().build()
     try:
         backend_registration.rename_privateuse1_backend(NAME)

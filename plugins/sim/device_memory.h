@@ -59,7 +59,7 @@ struct Usage {
   std::atomic<int64_t> allocated{0}, peak{0};
 };
 
-inline std::array<Usage, kMaxDevices> usage;
+inline std::array<Usage, kMaxDevices> usage;  // by device
 inline std::atomic<int64_t> total_bytes{int64_t{8} << 30};
 inline std::atomic<int> num_devices{1};
 inline thread_local c10::DeviceIndex current_device = 0;
@@ -141,6 +141,7 @@ struct Block {
 
 inline c10::DataPtr allocate_bytes(size_t bytes, c10::DeviceIndex index) {
   const c10::Device device(kDevice, index);
+  TORCH_CHECK_INDEX(index >= 0 && index < num_devices, "no device ", device, "; there are ", num_devices.load());
   if (bytes == 0) return {nullptr, device};
   auto& used = usage[index];
   const auto asked = static_cast<int64_t>(bytes);

@@ -62,8 +62,14 @@ struct Traits {
 
   static const Traits& of(const c10::OperatorHandle& op) {
     thread_local std::unordered_map<const c10::FunctionSchema*, Traits> known;
-    const auto found = known.find(&op.schema());
-    return found != known.end() ? found->second : known.emplace(&op.schema(), Traits(op)).first->second;
+    const auto& schema = op.schema();
+    const auto found = known.find(&schema);
+    // the address may belong to another operator by now, where a library of Python's was unloaded
+    if (found != known.end() && found->second.name == schema.name() &&
+        found->second.is_index.size() == schema.arguments().size()) {
+      return found->second;
+    }
+    return known.insert_or_assign(&schema, Traits(op)).first->second;
   }
 
  private:

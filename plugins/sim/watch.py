@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -37,9 +36,8 @@ class DeviceCounts:
     """Operators run, copies on the device among them; views run nothing."""
     synchronizes: int
     refused: Mapping[str, int]
-    """read, data_dependent, dynamic_shape, boolean_index, host_argument, foreign_memory or the name of a rule -> times.
-
-    Count these rather than catch the errors: a backend may swallow an exception."""
+    """Kind -> times. The kinds: read, data_dependent, dynamic_shape, boolean_index, host_argument, other_device,
+    foreign_memory, and the names of rules. Assert on these, for a backend may swallow an error."""
 
     def __sub__(self, before: DeviceCounts) -> DeviceCounts:
         """Names that did not move are left out of the mappings."""
@@ -95,10 +93,9 @@ def rule(name: Rule, on: bool) -> Iterator[None]:
 
 
 def _named(found: Mapping[str, int], prefix: str) -> Mapping[str, int]:
-    picked = {key.removeprefix(prefix): n for key, n in found.items() if key.startswith(prefix)}
-    return MappingProxyType(picked)
+    return {key.removeprefix(prefix): n for key, n in found.items() if key.startswith(prefix)}
 
 
 def _moved(after: Mapping[str, int], before: Mapping[str, int]) -> Mapping[str, int]:
     moved = {name: n - before.get(name, 0) for name, n in after.items()}
-    return MappingProxyType({name: n for name, n in moved.items() if n})
+    return {name: n for name, n in moved.items() if n}
