@@ -42,6 +42,10 @@ class Suite:
         if self.is_quick:
             pytest.skip("left out of the quick selection")
 
+    def base_dtype(self, capabilities: Capabilities) -> str:
+        """What cases run in that are not about dtypes: float32 where it is claimed."""
+        return min(capabilities.dtypes, key=lambda name: (name != "float32", name))
+
     def require(self, condition: object, reason: str) -> None:
         """Skip with `reason`: what the backend does not claim is not held against it."""
         if not condition:

@@ -1,0 +1,323 @@
+"""Attention against a dense oracle, over a cache in which whatever was not written is nan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ..capabilities import Capabilities
+from ..options import AttentionSpec, EngineOptions
+from ..plugin import Plugin
+from ..step import token_row
+from .session import Row, Session
+from .suite import Suite, session, small_model
+from .texts import Part, Text, Texts
+from .tolerance import TOLERANCES
+
+NAN = float("nan")
+MAX_CONTEXT = 256
+PLAIN = AttentionSpec(
+    num_heads=4, num_kv_heads=2, head_size=64, value_size=64, scale=0.125, group=0
+)
+WINDOW = replace(PLAIN, window=21)
+VARIANTS: Mapping[str, AttentionSpec] = {
+    "a key head for two heads": PLAIN,
+    "a key head a head": replace(PLAIN, num_kv_heads=4),
+    "one key head": replace(PLAIN, num_kv_heads=1),
+    "three key heads of nine": replace(PLAIN, num_heads=9, num_kv_heads=3),
+    "window": WINDOW,
+    "window of one token": replace(PLAIN, window=1),
+    "window of a block": replace(PLAIN, window=32),
+    "soft cap": replace(PLAIN, soft_cap=0.7),
+    "sinks": replace(PLAIN, sinks=True),
+    "alibi": replace(PLAIN, alibi=True),
+    "alibi of six heads": replace(PLAIN, num_heads=6, alibi=True),
+    "window and soft cap": replace(WINDOW, soft_cap=0.7),
+    "window and sinks": replace(WINDOW, sinks=True),
+}
+RARE = ("three key heads of nine", "window of one token", "window of a block", "alibi of six heads")
+HEAD_SIZES = (64, 80, 96, 128, 256)
+
+
+def needed(spec: AttentionSpec) -> frozenset[str]:
+    """The variants of Capabilities.attention that `spec` asks for."""
+    asked = {
+        "window": spec.window is not None,
+        "soft_cap": spec.soft_cap is not None,
+        "sinks": spec.sinks,
+        "alibi": spec.alibi,
+    }
+    return frozenset(name for name, is_asked in asked.items() if is_asked)
+
+
+class AttentionSuite(Suite):
+    """Whatever a row brings, and whatever lies around it, it sees all of its own text and nothing else."""
+
+    @contextmanager
+    def texts(
+        self,
+        plugin: Plugin,
+        specs: AttentionSpec | Sequence[AttentionSpec] = PLAIN,
+        *,
+        dtype: str = "",
+        kv_dtype: str = "auto",
+        block_size: int | None = None,
+        num_blocks: int = 40,
+        layers_per_group: int = 1,
+        seed: int = 0,
+        poison: bool = False,
+    ) -> Iterator[Texts]:
+        """Texts in a new session whose cache is full of nan; skips where the backend refuses one of `specs`."""
+        specs = (specs,) if isinstance(specs, AttentionSpec) else specs
+        capabilities = plugin.capabilities(plugin.probe())
+        self.require_variants(capabilities, specs)
+        dtype = dtype or self.base_dtype(capabilities)
+        model = small_model(
+            specs,
+            max_context=MAX_CONTEXT,
+            dtype=dtype,
+            kv_dtype=None if kv_dtype == "auto" else kv_dtype,
+            layers_per_group=layers_per_group,
+        )
+        options = EngineOptions(
+            dtype=dtype, kv_dtype=kv_dtype, block_size=block_size, max_batch_rows=8
+        )
+        with session(plugin, model, options, num_blocks=num_blocks) as opened:
+            for spec in specs:
+                refusal = "; ".join(opened.backend.attention.supports(spec))
+                self.require(not refusal, f"refused by supports(): {refusal}")
+            opened.fill(NAN)
+            yield Texts(opened, seed=seed, poison=poison)
+
+    def require_variants(self, capabilities: Capabilities, specs: Sequence[AttentionSpec]) -> None:
+        """Skip what the backend does not claim."""
+        unclaimed = frozenset[str]().union(*map(needed, specs)) - capabilities.attention
+        self.require(not unclaimed, f"attention does not claim {', '.join(sorted(unclaimed))}")
+
+    def test_what_supports_says_agrees_with_the_capabilities(
+        self, plugin: Plugin, capabilities: Capabilities
+    ) -> None:
+        """One variant at a time."""
+        dtype = self.base_dtype(capabilities)
+        with session(plugin, small_model([PLAIN], dtype=dtype), EngineOptions(dtype=dtype)) as s:
+            assert not s.backend.attention.supports(PLAIN), "plain attention is refused"
+            for name in ("window", "soft cap", "sinks", "alibi"):
+                spec = VARIANTS[name]
+                refusal = s.backend.attention.supports(spec)
+                claimed = needed(spec) <= capabilities.attention
+                assert claimed != bool(refusal), f"{name}: claimed {claimed}, supports: {refusal}"
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_prompts_and_then_tokens_one_by_one(self, plugin: Plugin, variant: str) -> None:
+        """Rows of unequal lengths, about the edge of a block; what left a window is given back."""
+        if variant in RARE:
+            self.thorough()
+        with self.texts(plugin, VARIANTS[variant]) as texts:
+            all_ = [texts.add(length) for length in (36, 8, 67)]
+            texts.prefill(*all_)
+            if variant not in RARE:
+                all_ += [texts.add(2)]
+                texts.prefill(all_[-1])
+            texts.decode(*all_)
+            for text in all_:
+                text.ids.append(5)
+            texts.decode(*all_)
+
+    @pytest.mark.parametrize("head_size", HEAD_SIZES)
+    def test_heads_of_each_size(self, plugin: Plugin, head_size: int) -> None:
+        """With the scale that belongs to it."""
+        if head_size in (96, 256):
+            self.thorough()
+        spec = replace(
+            PLAIN, head_size=head_size, value_size=head_size, scale=head_size**-0.5, num_heads=2
+        )
+        with self.texts(plugin, spec) as texts:
+            all_ = [texts.add(length) for length in (35, 18)]
+            texts.prefill(*all_)
+            texts.decode(*all_)
+
+    def test_values_of_another_size_than_keys(self, plugin: Plugin) -> None:
+        """Where supports() takes them."""
+        self.thorough()
+        with self.texts(plugin, replace(PLAIN, value_size=32)) as texts:
+            all_ = [texts.add(length) for length in (35, 18)]
+            texts.prefill(*all_)
+            texts.decode(*all_)
+
+    @pytest.mark.parametrize("variant", ["a key head for two heads", "window"])
+    def test_prompts_in_uneven_chunks(
+        self, plugin: Plugin, capabilities: Capabilities, variant: str
+    ) -> None:
+        """Chunks of one token, of a block less one, of a block and one more."""
+        self.require(capabilities.chunked_prefill, "prefill is not chunked here")
+        with self.texts(plugin, VARIANTS[variant]) as texts:
+            one, two = texts.add(75), texts.add(64)
+            for first, second in ((1, 31), (30, 1), (2, 16), (16, 15), (26, 1)):
+                texts.step({one: first, two: second})
+
+    @pytest.mark.parametrize("variant", ["a key head for two heads", "window"])
+    def test_prompts_beside_rows_that_decode(self, plugin: Plugin, variant: str) -> None:
+        """One row brings one token, the next many."""
+        with self.texts(plugin, VARIANTS[variant]) as texts:
+            policy = texts.session.launch.shapes.batch
+            self.require(policy.mixed, "prefill and decode are not mixed here")
+            one, two = texts.add(45), texts.add(33)
+            texts.prefill(one, two)
+            three = texts.add(26)
+            texts.mixed([_next(one), Part(text=three, count=25), _next(two)])
+            texts.decode(three)
+
+    def test_texts_begin_with_blocks_of_another(
+        self, plugin: Plugin, capabilities: Capabilities
+    ) -> None:
+        """Two rows read the same blocks, and each writes its own after them."""
+        self.require(capabilities.prefix_cache, "there is no prefix cache here")
+        with self.texts(plugin) as texts:
+            size = texts.session.block_size
+            one = texts.add(size + 9)
+            texts.prefill(one)
+            two, three = (texts.add(size + n, prefix=one, shared=1) for n in (5, 12))
+            texts.prefill(two, three)
+            texts.decode(one, two, three)
+
+    def test_each_block_size(self, plugin: Plugin, capabilities: Capabilities) -> None:
+        """All that are claimed."""
+        for block_size in capabilities.block_sizes:
+            with self.texts(plugin, block_size=block_size) as texts:
+                all_ = [texts.add(length) for length in (min(2 * block_size, 200) + 1, 7)]
+                texts.prefill(*all_)
+                texts.decode(*all_)
+
+    def test_each_dtype(self, plugin: Plugin, capabilities: Capabilities) -> None:
+        """Of the model and of the cache: all that are claimed."""
+        for dtype in sorted(capabilities.dtypes & set(TOLERANCES)):
+            for kv_dtype in sorted(capabilities.kv_dtypes & {"auto", *TOLERANCES}):
+                with self.texts(plugin, dtype=dtype, kv_dtype=kv_dtype) as texts:
+                    all_ = [texts.add(length) for length in (41, 17)]
+                    texts.prefill(*all_)
+                    texts.decode(*all_)
+
+    @pytest.mark.parametrize("value", [NAN, 3e4])
+    def test_the_null_block_reaches_no_row(self, plugin: Plugin, value: float) -> None:
+        """Whatever lies there, and however many entries of the tables point to it."""
+        with self.texts(plugin) as texts:
+            all_ = [texts.add(length) for length in (90, 3, 34)]
+            texts.prefill(*all_)
+            for _ in range(2):
+                texts.session.overwrite(0, [0], value)
+                texts.decode(*all_)
+                for text in all_:
+                    text.ids.append(7)
+
+    def test_recycled_blocks_reach_no_row(self, plugin: Plugin) -> None:
+        """Blocks that left a window, or whose text has ended, are full of nan and soon another's."""
+        variants = plugin.capabilities(plugin.probe()).attention
+        spec = WINDOW if "window" in variants else PLAIN
+        with self.texts(plugin, spec, num_blocks=14, poison=True) as texts:
+            one, two = texts.add(70), texts.add(40)
+            texts.prefill(one, two)
+            for _ in range(3):
+                texts.decode(one, two)
+                one.ids.append(9)
+                two.ids.append(11)
+            texts.leave(one)
+            three = texts.add(60)
+            texts.prefill(three)
+            texts.decode(two, three)
+
+    def test_groups_and_layers_keep_apart(self, plugin: Plugin, capabilities: Capabilities) -> None:
+        """Two KV groups, each with a table of its own, of two layers each."""
+        second = WINDOW if "window" in capabilities.attention else PLAIN
+        specs = (PLAIN, replace(second, num_kv_heads=1, group=1))
+        with self.texts(plugin, specs, layers_per_group=2) as texts:
+            all_ = [texts.add(length) for length in (50, 21)]
+            texts.prefill(*all_)
+            texts.decode(*all_)
+
+    def test_what_padding_gives_is_finite(self, plugin: Plugin) -> None:
+        """A step of padding alone, and the padding tokens of a step that has them."""
+        with self.texts(plugin) as texts:
+            opened, reader = texts.session, texts.layers.reader
+            rows = [_row(opened, number, length) for number, length in enumerate((3, 9, 6))]
+            for rows_ in (rows[:1], rows):
+                if not opened.can_hold(rows_):
+                    continue
+                bucket = opened.fit(rows_)
+                nothing = opened.batch((), bucket=bucket)
+                seen = replace(nothing, num_logits=bucket.num_logits)
+                assert np.isfinite(opened.read(reader, seen)).all(), "a step of padding alone"
+                batch = opened.batch(rows_, bucket=bucket)
+                layout = opened.launch.shapes.batch.token_layout
+                padding = np.flatnonzero(token_row(batch, layout) < 0)[-bucket.num_logits :]
+                if padding.size:
+                    index = np.zeros(bucket.num_logits, np.int32)
+                    index[-padding.size :] = padding
+                    seen = replace(batch, logit_index=index, num_logits=bucket.num_logits)
+                    assert np.isfinite(opened.read(reader, seen)).all(), "padding tokens"
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_random_schedules(self, plugin: Plugin, capabilities: Capabilities, seed: int) -> None:
+        """Texts come, are computed in whatever parts are allowed, decode, and go; blocks are scarce."""
+        if seed:
+            self.thorough()
+        kinds = [
+            ("window", WINDOW),
+            ("soft_cap", VARIANTS["soft cap"]),
+            ("sinks", VARIANTS["sinks"]),
+        ]
+        claimed = [spec for name, spec in kinds if name in capabilities.attention]
+        specs = [PLAIN, *(replace(spec, group=1) for spec in claimed[seed % 3 :][:1])]
+        with self.texts(plugin, specs, num_blocks=26, seed=seed, poison=True) as texts:
+            Schedule(texts, capabilities).run(12 if self.is_quick else 30)
+
+
+class Schedule:
+    """A scheduler's work, by chance."""
+
+    def __init__(self, texts: Texts, capabilities: Capabilities) -> None:
+        self.texts, self.random = texts, texts.random
+        self.chunked = capabilities.chunked_prefill
+        self.running: list[Text] = []
+
+    def run(self, num_steps: int) -> None:
+        """So many times."""
+        for _ in range(num_steps):
+            self._admit()
+            self.texts.mixed([self._part(text) for text in self.running])
+            for text in [text for text in self.running if text.computed == len(text.ids)]:
+                self.running.remove(text)
+                self.texts.leave(text)
+
+    def _admit(self) -> None:
+        size = self.texts.session.block_size
+        least = min(len(pool.free) for pool in self.texts.blocks)
+        free = least - sum(-(-len(text.ids) // size) for text in self.running)
+        while len(self.running) < 5 and self.random.random() < 0.6:
+            length = self.random.randint(2, 90)
+            free -= -(-length // size)
+            if free < 0:
+                return
+            self.running.append(self.texts.add(length))
+
+    def _part(self, text: Text) -> Part:
+        left = len(text.ids) - text.computed
+        prompt = 2 * len(text.ids) // 3
+        if text.computed >= max(1, prompt):
+            return Part(text=text, count=1, is_decode=True)
+        if not self.chunked:
+            return Part(text=text, count=max(1, prompt) - text.computed)
+        return Part(text=text, count=min(left, self.random.randint(1, 40)))
+
+
+def _next(text: Text) -> Part:
+    return Part(text=text, count=1, is_decode=True)
+
+
+def _row(opened: Session, number: int, length: int) -> Row:
+    """A prompt of its own block in each group."""
+    blocks = tuple((number + 1,) for _ in opened.launch.model.groups)
+    return Row(token_ids=tuple(range(length)), blocks=blocks, slot=number)
