@@ -78,31 +78,14 @@ class ReferenceAttention(Attention):
         table = inputs[f"table{spec.group}"]
         keys = _gather_rows(cache.keys[layer], table)
         values = _gather_rows(cache.values[layer], table)
-        num_rows, num_keys = keys.shape[:2]
-
-        query_index = inputs["query_index"][:, :, None]
-        key_index = torch.arange(num_keys, dtype=torch.int32, device=q.device)
-        written = key_index < inputs["context_len"][:, None, None]
-        seen = written & (key_index <= query_index)
-        alive = written[:, 0]
-        if spec.window is not None:
-            seen = seen & (key_index > query_index - spec.window)
-            alive = alive & (key_index > query_index[:, 0] - spec.window)
-        values = torch.where(alive[:, :, None, None], values, 0.0)
-
+        key_index = torch.arange(keys.shape[1], dtype=torch.int32, device=q.device)
+        written = key_index < inputs["context_len"][:, None]
+        query_index = inputs["query_index"]
         queries = q.index_select(0, inputs["gather"].reshape(-1))
-        queries = queries.reshape(
-            num_rows, -1, spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, spec.head_size
+        queries = queries.reshape(*query_index.shape, *q.shape[1:])
+        out = attend_rows(
+            spec, params, queries, keys, values, query_index, key_index[None], written
         )
-        scores = torch.einsum("rqhgd,rshd->rhgqs", queries.float(), keys.float()) * spec.scale
-        if spec.soft_cap is not None:
-            scores = torch.tanh(scores / spec.soft_cap) * spec.soft_cap
-        if spec.alibi:
-            assert params.alibi_slopes is not None
-            slopes = params.alibi_slopes.float().reshape(spec.num_kv_heads, -1, 1, 1)
-            scores = scores + slopes * (key_index - query_index)[:, None, None]
-        scores = torch.where(seen[:, None, None], scores, MASKED)
-        out = torch.einsum("rhgqs,rshd->rqhgd", _softmax(scores, spec, params), values.float())
         out = out.reshape(-1, spec.num_heads, spec.value_size)
         return out.index_select(0, inputs["back"]).to(q.dtype), cache
 
@@ -114,6 +97,42 @@ class ReferenceAttention(Attention):
         return cache._replace(
             keys={**cache.keys, layer: keys}, values={**cache.values, layer: values}
         )
+
+
+def attend_rows(
+    spec: AttentionSpec,
+    params: AttentionParams,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    query_index: Tensor,
+    key_index: Tensor,
+    written: Tensor,
+) -> Tensor:
+    """Each row's queries against its own keys: f32 [R, Q, Hq, Dv], finite where a query sees nothing.
+
+    q [R, Q, Hq, D], keys [R, S, Hkv, D], values [R, S, Hkv, Dv]. query_index [R, Q] and key_index [R or 1, S] are
+    places in the row's text; written [R, S] tells the keys that count.
+    """
+    key_index, query_index = key_index[:, None], query_index[:, :, None]
+    seen = written[:, None] & (key_index <= query_index)
+    alive = written
+    if spec.window is not None:
+        seen = seen & (key_index > query_index - spec.window)
+        alive = alive & (key_index > query_index[:, :1] - spec.window)[:, 0]
+    values = torch.where(alive[:, :, None, None], values, 0.0)
+
+    queries = q.reshape(*q.shape[:2], spec.num_kv_heads, -1, spec.head_size)
+    scores = torch.einsum("rqhgd,rshd->rhgqs", queries.float(), keys.float()) * spec.scale
+    if spec.soft_cap is not None:
+        scores = torch.tanh(scores / spec.soft_cap) * spec.soft_cap
+    if spec.alibi:
+        assert params.alibi_slopes is not None
+        slopes = params.alibi_slopes.float().reshape(spec.num_kv_heads, -1, 1, 1)
+        scores = scores + slopes * (key_index - query_index)[:, None, None]
+    scores = torch.where(seen[:, None, None], scores, MASKED)
+    out = torch.einsum("rhgqs,rshd->rqhgd", _softmax(scores, spec, params), values.float())
+    return out.reshape(*q.shape[:2], spec.num_heads, spec.value_size)
 
 
 def write_tokens(pages: Tensor, x: Tensor, at: Tensor, *, in_place: bool) -> Tensor:

@@ -71,12 +71,13 @@ class ReferenceSampler(Sampler):
         if "filters" in features:
             logits = torch.where(hot, self.filter(logits, sampling), logits)
         noisy = self.noisy_best(logits, sampling["seed"], sampling["position"])
-        return logits, torch.where(hot[:, 0], noisy, torch.argmax(logits, -1)).to(torch.int32)
+        return logits, torch.where(hot[:, 0], noisy, torch.argmax(logits, -1).to(torch.int32))
 
     def noisy_best(self, logits: Tensor, seed: Tensor, position: Tensor) -> Tensor:
-        """[L] argmax of logits + noise."""
+        """[L] i32 argmax of logits + noise."""
         token = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
-        return torch.argmax(logits + gumbel(noise_key(seed, position)[:, None], token), -1)
+        noisy = logits + gumbel(noise_key(seed, position)[:, None], token)
+        return torch.argmax(noisy, -1).to(torch.int32)
 
     def finite(self, logits: Tensor) -> Tensor:
         """[L] bool: no nan (which least and greatest would be) and no inf."""
@@ -119,7 +120,7 @@ def add_bias(logits: Tensor, ids: Tensor, values: Tensor) -> Tensor:
     """ids, values [L, N]: pad -1 adds nothing."""
     real = ids >= 0
     bias = torch.zeros_like(logits).scatter_add(
-        -1, ids.clamp(min=0).long(), torch.where(real, values, 0.0)
+        -1, ids.clamp(min=0), torch.where(real, values, 0.0)
     )
     return logits + bias
 
@@ -142,18 +143,19 @@ def heat(logits: Tensor, temperature: Tensor) -> Tensor:
 def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
     """The k [L] best and all that equal the last of them."""
     best = logits.sort(-1, descending=True).values
-    last = best.gather(-1, (top_k.clamp(1, logits.shape[-1]) - 1).long()[:, None])
+    last = best.gather(-1, (top_k.clamp(1, logits.shape[-1]) - 1)[:, None])
     return torch.where(logits >= last, logits, MASKED)
 
 
 def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
     """The best until their probability reaches p [L], the one that crosses it too; of equals the lower id first."""
-    order = logits.sort(dim=-1, descending=True, stable=True)
-    share = torch.softmax(order.values, -1)
+    ordered, indices = logits.sort(dim=-1, descending=True, stable=True)
+    indices = indices.to(torch.int32)
+    share = torch.softmax(ordered, -1)
     before = share.cumsum(-1) - share
-    best = order.indices == order.indices[:, :1]
+    best = indices == indices[:, :1]
     keep = (before < top_p[:, None]) | (top_p[:, None] >= 1) | best
-    kept = torch.zeros_like(keep).scatter(-1, order.indices, keep)
+    kept = torch.zeros_like(keep).scatter(-1, indices, keep)
     return torch.where(kept, logits, MASKED)
 
 
@@ -166,10 +168,10 @@ def keep_typical(logits: Tensor, typical_p: Tensor) -> Tensor:
     share = log_share.exp()
     entropy = -(share * log_share).sum(-1, keepdim=True)
     distance = (entropy + log_share).abs()
-    order = distance.sort(dim=-1, stable=True)
-    reached = share.gather(-1, order.indices).cumsum(-1) < typical_p[:, None]
-    last = reached.sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
-    keep = (distance <= order.values.gather(-1, last)) | (typical_p[:, None] >= 1)
+    ordered, indices = distance.sort(dim=-1, stable=True)
+    reached = share.gather(-1, indices.to(torch.int32)).cumsum(-1) < typical_p[:, None]
+    last = reached.sum(-1, keepdim=True, dtype=torch.int32).clamp(max=logits.shape[-1] - 1)
+    keep = (distance <= ordered.gather(-1, last)) | (typical_p[:, None] >= 1)
     return torch.where(keep, logits, MASKED)
 
 
@@ -183,7 +185,7 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
 def logprobs(logits: Tensor, ids: Tensor, count: int) -> dict[str, Tensor]:
     """The fields of StepOutput that belong to logprobs, of logits [L, V] and ids [L]."""
     all_logprobs = torch.log_softmax(logits, -1)
-    mine = all_logprobs.gather(-1, ids.long()[:, None])
+    mine = all_logprobs.gather(-1, ids[:, None])
     best = all_logprobs.topk(min(count, logits.shape[-1]), -1)
     return {
         "logprob": mine[:, 0],

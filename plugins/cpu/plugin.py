@@ -9,9 +9,10 @@ from ...backends.capabilities import Capabilities
 from ...backends.hookspecs import hookimpl
 from ...backends.options import EngineOptions, ModelSpec, ResolvedOptions
 from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
+from ...backends.reference.resolve import resolve
 from ...backends.shapes import BatchPolicy, DynamicShapes, ShapePolicy
 from .cpuinfo import CPUINFO, architecture
-from .options import resolve
+from .options import defaults
 
 if TYPE_CHECKING:
     from ...backends.backend import Backend
@@ -67,7 +68,7 @@ class CPUPlugin(Plugin):
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
     ) -> ResolvedOptions:
         """See Plugin.resolve."""
-        return resolve(options, model, capabilities, architecture(self.cpuinfo))
+        return resolve(options, model, capabilities, defaults(architecture(self.cpuinfo)))
 
     def shapes(self, options: ResolvedOptions, model: ModelSpec) -> ShapePolicy:  # noqa: ARG002
         """Exact sizes: torch runs any shape."""

@@ -61,7 +61,7 @@ class CPUSampler(ReferenceSampler):
         row, token = (torch.from_numpy(index) for index in np.nonzero(near.numpy()))
         key = reference.noise_key(seed, position)
         noisy = logits[row, token] + reference.gumbel(key[row], token.int())
-        best = torch.zeros(len(logits), dtype=torch.int64)
+        best = torch.zeros(len(logits), dtype=torch.int32)
         first = 0
         for index, count in enumerate(near.sum(-1).tolist()):
             if count:  # a row of nan has none; whatever is drawn there, its request ends

@@ -1,0 +1,69 @@
+"""The parent half that the simulators share. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ...backends.capabilities import Capabilities
+from ...backends.options import EngineOptions, ModelSpec, ResolvedOptions
+from ...backends.plugin import Plugin, Probe
+from ...backends.reference.resolve import Default, Defaults, resolve
+
+FEATURES = frozenset(("sampled", "filters", "penalties", "bias", "bitmask", "targets", "logprobs"))
+ATTENTION = frozenset(("window", "soft_cap", "sinks", "alibi"))
+DTYPES = frozenset(("float32", "bfloat16"))
+NO_COMPILER = "the emulated device is built with g++, which is missing; install it (Debian: apt-get install g++)"
+
+
+class SimPlugin(Plugin):
+    """A test backend: one vendor's rules on an emulated device. It proves the engine, never the vendor's kernels."""
+
+    max_batch_tokens = 256
+    max_context = 1024
+    """Where the user asks for none."""
+
+    def probe(self) -> Probe:
+        """Wants a C++ compiler, or the library that one built before."""
+        can_load = shutil.which("g++") is not None or any(_cache().glob("build/*/*.so"))
+        return Probe(
+            available=can_load,
+            num_devices=1,
+            reason="simulated on the CPU" if can_load else NO_COMPILER,
+            architecture=self.info.name,
+            simulated=True,
+        )
+
+    def resolve(
+        self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
+    ) -> ResolvedOptions:
+        """See Plugin.resolve."""
+        simulated = "simulated on the CPU: small, so that tests are quick"
+        return resolve(
+            options,
+            model,
+            capabilities,
+            Defaults(
+                backend=self.info.name,
+                dtype=Default(value="float32", reason="texts are compared token by token"),
+                block_size="the vendor's",
+                max_batch_tokens=Default(value=self.max_batch_tokens, reason=simulated),
+                max_batch_rows=Default(value=16, reason=simulated),
+                max_logprobs=Default(value=20, reason="what OpenAI's API allows"),
+                max_logit_bias=Default(value=64, reason="a padded array a row: every entry costs"),
+                memory_utilisation="share of the emulated device's memory",
+                graph_memory=Default(
+                    value=min(options.graph_memory, 0.1), reason="static buffers of captured graphs"
+                )
+                if capabilities.graphs == "capture"
+                else Default(value=0.0, reason="graphs here hold no memory"),
+                parallel="is one emulated device",
+                max_context=Default(value=self.max_context, reason=simulated),
+            ),
+        )
+
+
+def _cache() -> Path:
+    named = os.environ.get("CHIPSET_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "chipset"

@@ -1,0 +1,205 @@
+"""Shapes of the simulators: captured decode sizes, and three families of finite buckets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+from ...backends.errors import Axis, TooLarge
+from ...backends.shapes import (
+    BatchPolicy,
+    BatchShape,
+    Bucket,
+    DynamicShapes,
+    Phase,
+    ShapePolicy,
+)
+
+Variants = Sequence[frozenset[str]]
+
+
+def sizes(least: int, most: int, factor: int) -> list[int]:
+    """least, least * factor, … below `most`, then `most`."""
+    found = []
+    while least < most:
+        found.append(least)
+        least *= factor
+    return [*found, most]
+
+
+class CapturedShapes(DynamicShapes):
+    """Decode steps are padded to captured numbers of rows; all others have exact sizes."""
+
+    def __init__(self, batch: BatchPolicy, block_size: int, variants: Variants) -> None:
+        super().__init__(batch, block_size)
+        self.variants = variants
+        self.rows = sizes(1, batch.max_rows, 2)
+        self.blocks_per_row = -(-batch.max_context // block_size)
+
+    def fit(self, shape: BatchShape) -> Bucket:
+        """See ShapePolicy.fit."""
+        exact = super().fit(shape)
+        if shape.phase is not Phase.DECODE or shape.max_query > 1:
+            return exact
+        return self._captured(min(rows for rows in self.rows if rows >= shape.num_rows))
+
+    def buckets(self, num_blocks: int) -> Sequence[Bucket]:  # noqa: ARG002 - whatever the size
+        """See ShapePolicy.buckets."""
+        return [self._captured(rows) for rows in self.rows]
+
+    def draw_variants(self) -> Variants:
+        """See ShapePolicy.draw_variants."""
+        return self.variants
+
+    def largest(self) -> Sequence[BatchShape]:
+        """All rows and all tokens, one row as long as it may get. Nothing is captured by it."""
+        policy = self.batch
+        rows = min(policy.max_rows, policy.max_tokens)
+        return [
+            BatchShape(
+                phase=Phase.MIXED,
+                num_rows=rows,
+                num_tokens=min(policy.max_tokens, rows * policy.max_context),
+                num_logits=rows,
+                max_query=min(policy.max_tokens - rows + 1, policy.max_context),
+                max_context=policy.max_context,
+                max_computed=policy.max_context - 1,
+                num_blocks=rows * self.blocks_per_row,
+                max_block=1,
+            )
+        ]
+
+    def _captured(self, rows: int) -> Bucket:
+        return Bucket(
+            phase=Phase.DECODE,
+            num_rows=rows,
+            num_tokens=rows,
+            num_logits=rows,
+            max_query=1,
+            blocks_per_row=self.blocks_per_row,
+        )
+
+
+class FiniteShapes(ShapePolicy):
+    """The cheapest of a list of buckets."""
+
+    def __init__(
+        self, batch: BatchPolicy, block_size: int, variants: Variants, listed: Sequence[Bucket]
+    ) -> None:
+        self.batch = batch
+        self.block_size = block_size
+        self.variants = variants
+        self.listed = tuple(listed)
+
+    def fit(self, shape: BatchShape) -> Bucket:
+        """See ShapePolicy.fit."""
+        policy = self.batch
+        limits: tuple[tuple[Axis, int, int], ...] = (
+            ("rows", shape.num_rows, policy.max_rows),
+            ("tokens", shape.num_tokens, policy.max_tokens),
+            ("context", shape.max_context, policy.max_context),
+        )
+        for axis, needed, limit in limits:
+            if needed > limit:
+                raise TooLarge(axis, limit)
+        left = [b for b in self.listed if b.phase in (shape.phase, Phase.MIXED)]
+        for axis, needed, held in self._axes(shape):
+            enough = [bucket for bucket in left if held(bucket) >= needed]
+            if not enough:
+                raise TooLarge(axis, max(map(held, left)))
+            left = enough
+        return min(left, key=self._cost)
+
+    def buckets(self, num_blocks: int) -> Sequence[Bucket]:  # noqa: ARG002 - whatever the size
+        """See ShapePolicy.buckets."""
+        return self.listed
+
+    def draw_variants(self) -> Variants:
+        """See ShapePolicy.draw_variants."""
+        return self.variants
+
+    def _axes(self, shape: BatchShape) -> list[tuple[Axis, int, Callable[[Bucket], int]]]:
+        """What a bucket must hold: axis, how much, and how much a bucket holds of it."""
+        size = self.block_size
+        axes: list[tuple[Axis, int, Callable[[Bucket], int]]] = [
+            ("query", shape.max_query, lambda bucket: bucket.max_query),
+            ("rows", shape.num_rows, lambda bucket: bucket.num_rows),
+            ("logits", shape.num_logits, lambda bucket: bucket.num_logits),
+            ("context", shape.max_context, lambda bucket: bucket.blocks_per_row * size),
+        ]
+        if self.batch.token_layout == "packed":
+            axes.append(("tokens", shape.num_tokens, lambda bucket: bucket.num_tokens))
+        elif shape.phase is Phase.PREFILL:
+            axes.append(("context", shape.max_computed, lambda b: b.context_blocks * size))
+        else:
+            axes.append(("blocks", shape.num_blocks, lambda bucket: bucket.num_blocks))
+        return axes
+
+    def _cost(self, bucket: Bucket) -> tuple[int, ...]:
+        """Keys read, roughly; then what else is paid for."""
+        columns = (bucket.context_blocks or bucket.blocks_per_row) * self.block_size
+        keys = bucket.num_tokens * (bucket.max_query + columns)
+        return (keys, bucket.num_blocks, bucket.num_rows, bucket.num_tokens)
+
+
+def rows_buckets(batch: BatchPolicy, block_size: int) -> Iterator[Bucket]:
+    """Rows layout: prefills by rows, query and context blocks; decodes by rows and blocks in use."""
+    width = -(-batch.max_context // block_size)
+    rows = sizes(1, batch.max_rows, 2)
+    queries = sizes(min(32, batch.max_tokens), batch.max_tokens, 4)
+    contexts = sorted({0, -(-width // 2), width})
+    for num_rows, query, context in product(rows, queries, contexts):
+        fits = num_rows * query <= batch.max_tokens
+        if fits and num_rows <= (batch.max_prefills or batch.max_rows):
+            yield Bucket(
+                phase=Phase.PREFILL,
+                num_rows=num_rows,
+                num_tokens=num_rows * query,
+                num_logits=num_rows,
+                max_query=query,
+                blocks_per_row=width,
+                context_blocks=context,
+            )
+    for num_rows in rows:
+        for num_blocks in sorted({num_rows, num_rows * -(-width // 4), num_rows * width}):
+            yield Bucket(
+                phase=Phase.DECODE,
+                num_rows=num_rows,
+                num_tokens=num_rows,
+                num_logits=num_rows,
+                max_query=1,
+                blocks_per_row=width,
+                num_blocks=num_blocks,
+            )
+
+
+def prompt_buckets(batch: BatchPolicy, block_size: int) -> Iterator[Bucket]:
+    """One whole prompt by tokens and context; decodes by rows and context."""
+    width = -(-batch.max_context // block_size)
+    contexts = sizes(max(1, width // 4), width, 4)
+    tokens = sizes(min(64, batch.max_tokens), batch.max_tokens, 4)
+    phases = ((Phase.PREFILL, [1], tokens), (Phase.DECODE, sizes(1, batch.max_rows, 4), [1]))
+    for phase, rows, queries in phases:
+        for num_rows, query, context in product(rows, queries, contexts):
+            if query <= context * block_size or context == width:
+                yield Bucket(
+                    phase=phase,
+                    num_rows=num_rows,
+                    num_tokens=num_rows * query,
+                    num_logits=num_rows,
+                    max_query=query,
+                    blocks_per_row=context,
+                )
+
+
+def token_buckets(batch: BatchPolicy, block_size: int) -> Iterator[Bucket]:
+    """One family, over tokens: rows, logits and context are always the most."""
+    for tokens in sizes(min(16, batch.max_tokens), batch.max_tokens, 4):
+        yield Bucket(
+            phase=Phase.MIXED,
+            num_rows=batch.max_rows,
+            num_tokens=tokens,
+            num_logits=batch.max_rows,
+            max_query=tokens,
+            blocks_per_row=-(-batch.max_context // block_size),
+        )
