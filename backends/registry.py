@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
-from .entries import allowed_entries, ask_probe, find_entries, load_plugin
+from .entries import ALLOW_VARIABLE, allowed_entries, ask_probe, find_entries, load_plugin
 from .errors import BackendUnavailable, PluginError, UnknownBackend
 from .options import BACKENDS
 from .plugin import Plugin, Probe
@@ -26,9 +26,11 @@ class Selection:
 class Registry:
     """The plugins that are installed. A named one is loaded here and alone; all of them only in a helper process."""
 
-    def __init__(self, entries: Mapping[str, EntryPoint], environment: Mapping[str, str]) -> None:
-        self._entries = dict(entries)
+    def __init__(self, entries: Sequence[EntryPoint], environment: Mapping[str, str]) -> None:
+        self._entries = allowed_entries(entries, environment)
         self._environment = environment
+        self.excluded = sorted({entry.name for entry in entries} - self._entries.keys())
+        """Installed, and left out by CHIPSET_PLUGINS."""
 
     @classmethod
     def discover(
@@ -37,7 +39,7 @@ class Registry:
         environment: Mapping[str, str] = os.environ,
     ) -> Registry:
         """The entry points that CHIPSET_PLUGINS allows (unset: all). Imports none of them."""
-        return cls(allowed_entries(entries(), environment), environment)
+        return cls(entries(), environment)
 
     @property
     def names(self) -> Sequence[str]:
@@ -75,6 +77,10 @@ class Registry:
     def _entry(self, name: str) -> EntryPoint:
         if name in self._entries:
             return self._entries[name]
+        if name in self.excluded:
+            raise BackendUnavailable(
+                f"backend {name} is left out by {ALLOW_VARIABLE}; add it there"
+            )
         installed = ", ".join(self._entries) or "none"
         if name in BACKENDS:
             raise BackendUnavailable(

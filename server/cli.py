@@ -1,4 +1,4 @@
-"""The command `chipset`: serve, run, pull, ls, rm, version.
+"""The command `chipset`: serve, run, pull, ls, rm, doctor, matrix, version.
 
 Its head imports little, so that --help answers at once; each command imports what it needs.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -19,6 +20,7 @@ from ..backends.errors import ChipsetError
 from .parser import CommandLine, UsageError, meant, read_settings
 
 EXIT_BUG = 1
+EXIT_NOTHING_SERVES = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -106,6 +108,27 @@ def _rm(arguments: argparse.Namespace) -> None:
     print(f"removed {arguments.name}, {human_bytes(freed)}")
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from ..backends.registry import Registry
+    from ..core.loading.cache import Cache
+    from .doctor import diagnose
+
+    found = diagnose(Registry.discover(), Cache.default())
+    print(found.as_json() if arguments.json else found.as_text(_width()))
+    return 0 if found.can_serve else EXIT_NOTHING_SERVES
+
+
+def _matrix(arguments: argparse.Namespace) -> None:
+    from .matrix import render
+
+    print(render(arguments.backend, arguments.format, _width()))
+
+
+def _width() -> int | None:
+    """Of the terminal; None where output goes elsewhere, whose lines nobody wraps."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _version(_: argparse.Namespace) -> None:
     print(f"chipset {__version__}")
 
@@ -118,7 +141,7 @@ def _check_backend(name: str) -> None:
     if name == "auto":
         return
     registry = Registry.discover()
-    choices = sorted({"auto", *BACKENDS, *registry.names})
+    choices = sorted({"auto", *BACKENDS, *registry.names, *registry.excluded})
     if name not in choices:
         known = ", ".join(choices)
         raise UsageError(f"--backend: not {name!r}{meant(name, choices)}; give one of {known}")
@@ -126,12 +149,14 @@ def _check_backend(name: str) -> None:
     registry.load(name)
 
 
-COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "serve": _serve,
     "run": _run,
     "pull": _pull,
     "ls": _ls,
     "rm": _rm,
+    "doctor": _doctor,
+    "matrix": _matrix,
     "version": _version,
 }
 
@@ -149,8 +174,7 @@ def main(
     try:
         arguments = CommandLine().parse(given)
         arguments.engine_command = engine_command
-        COMMANDS[arguments.command](arguments)
-        code = 0
+        code = COMMANDS[arguments.command](arguments) or 0
     except SystemExit as error:  # argparse's --help
         code = error.code if isinstance(error.code, int) else EXIT_BUG
     except UsageError as error:

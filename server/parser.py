@@ -70,6 +70,17 @@ class CommandLine:
         self._add("ls", "list the models on this machine", debug)
         self._add("rm", "remove a model from this machine", debug)
         self._argument("rm", "name", metavar="NAME", help="as `chipset ls` shows it")
+        self._add("doctor", "tell what this machine has, and which backends can serve on it", debug)
+        self._argument("doctor", "--json", action="store_true", help="for programs")
+        self._add("matrix", "tell what each backend does, and how we know", debug)
+        self._argument("matrix", "--backend", metavar="NAME", help="everything about this one")
+        self._argument(
+            "matrix",
+            "--format",
+            choices=("table", "json", "md"),
+            default="table",
+            help="default table",
+        )
         self._add("version", "print the version", debug)
 
     def _add(self, name: str, text: str, fields: frozenset[str], *, model: bool = False) -> None:

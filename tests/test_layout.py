@@ -19,6 +19,7 @@ LINKS = {
     "backends",
     "plugins",
     "server",
+    "docs",
 }
 VENDORS = re.compile(
     r"\b(cuda|rocm|hip|hpu|gaudi|habana|xla|tpu|neuron)\b|torch\.(cuda|xpu|hpu)", re.IGNORECASE
@@ -87,6 +88,8 @@ def test_the_wheel_holds_every_module_once_and_runs_without_the_checkout(tmp_pat
     expected = {
         f"chipset/{p.relative_to(ROOT)}" for p in sources("core", "server", "backends", "plugins")
     }
+    expected |= {"chipset/hw_matrix.yaml", "chipset/backends/hw_matrix.schema.json"}
+    expected |= {f"chipset/{p.relative_to(ROOT)}" for p in (ROOT / "docs/evidence").iterdir()}
     assert expected <= set(names)
     assert {name.split("/")[0] for name in names} == {"chipset"}
     code = "import chipset; print(chipset.__file__); from chipset.server.cli import main; main(['version'])"

@@ -60,7 +60,8 @@ def test_the_allow_list_keeps_everything_else_out(discover):
     modules = {name: source(name) for name in "abc"}
     registry = discover(modules, CHIPSET_PLUGINS="b, z")
     assert registry.names == ["b"]
-    with pytest.raises(UnknownBackend):
+    assert registry.excluded == ["a", "c"]
+    with pytest.raises(BackendUnavailable, match="a is left out by CHIPSET_PLUGINS"):
         registry.select("a")
 
 
