@@ -124,9 +124,9 @@ class Runner:
         """Compile what will be needed, then promise that nothing more is."""
         runs = self._warm_up_runs(num_blocks)
         sink = self.launch.options.max_batch_rows
-        self._reset((sink, None))
+        self.reset((sink, None))
         if "penalties" in self.launch.capabilities.features:
-            self._reset((sink, np.zeros(self.launch.model.vocab_size, np.int32)))
+            self.reset((sink, np.zeros(self.launch.model.vocab_size, np.int32)))
         report = self.backend.compiler.warm_up(
             runs, self._run_padding, lambda done: progress(done, len(runs))
         )
@@ -137,9 +137,14 @@ class Runner:
     def step(self, batch: StepBatch, resets: Sequence[Reset] = ()) -> StepOutput | None:
         """Run one step and wait for what it drew; None, and no wait, where it draws nothing."""
         for reset in resets:
-            self._reset(reset)
+            self.reset(reset)
         pending = self._start(batch)
         return None if pending is None else pending.result()
+
+    @torch.inference_mode()
+    def reset(self, reset: Reset) -> None:
+        """A request takes a slot. Outside steps."""
+        self._cache = self.backend.kv.reset_slot(self._cache, *reset)
 
     def counters(self) -> dict[str, float]:
         """What the backend counts itself, by name."""
@@ -170,9 +175,6 @@ class Runner:
             with span("draw"):
                 output, self._cache = self._draw(prepared, self._cache, logits)
         return self.backend.runtime.fetch(output) if draws else None
-
-    def _reset(self, reset: Reset) -> None:
-        self._cache = self.backend.kv.reset_slot(self._cache, *reset)
 
     def _warm_up_runs(self, num_blocks: int) -> list[tuple[Bucket, frozenset[str]]]:
         """Each bucket with each variant; where drawing is a graph of its own, each variant once per L."""

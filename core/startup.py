@@ -27,9 +27,11 @@ Report = Callable[[str, int, int, str], None]
 """phase, done, total, unit"""
 
 
-def start_engine(launch: EngineLaunch, report: Report, registry: Registry | None = None) -> Engine:
+def start_engine(
+    launch: EngineLaunch, report: Report, selection: Selection | None = None
+) -> Engine:
     """Load the model and size its cache. Raises a ChipsetError with the cause and the cure."""
-    selection = (registry or Registry.discover()).select(launch.backend)
+    selection = selection or Registry.discover().select(launch.backend)
     config = load_config(launch.files.config)
     worker = _plan(selection, config, launch.options)
     runner = _load(worker, selection, config, launch, report)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from ties import Comparison
+from ties import gap_of
 
 from chipset.backends.options import EngineOptions, SamplingParams
+from chipset.core.conformance.ties import Comparison
 from chipset.core.loading.cache import Cache
 from chipset.core.loading.resolve import find_model
 from chipset.core.messages import EngineLaunch, Submit
@@ -68,7 +69,7 @@ def test_texts_longer_than_the_window_are_token_identical_to_transformers(gemma_
         with torch.no_grad():
             return reference(torch.tensor([text])).logits[0, -1]
 
-    comparison = Comparison(logits)
+    comparison = Comparison(gap_of(logits))
     for number, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
         with torch.no_grad():
@@ -81,4 +82,5 @@ def test_texts_longer_than_the_window_are_token_identical_to_transformers(gemma_
                 eos_token_id=None,
             )
         comparison.add(str(number), prompt, drawn[number], whole[0, len(prompt) :].tolist())
+    print(comparison)
     comparison.check()

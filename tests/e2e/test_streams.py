@@ -9,7 +9,9 @@ import httpx
 import pytest
 import torch
 from served import served
-from ties import Comparison
+from ties import gap_of
+
+from chipset.core.conformance.ties import Comparison
 
 NUM_STREAMS = 64
 PREEMPTIONS, HITS = "vllm:num_preemptions_total", "vllm:prefix_cache_hits_total"
@@ -93,9 +95,10 @@ def test_sixty_four_streams_give_the_texts_that_each_gives_alone(
         with torch.no_grad():
             return reference(torch.tensor([text])).logits[0, -1]
 
-    comparison = Comparison(logits)
+    comparison = Comparison(gap_of(logits))
     for (prompt, _), ours, theirs in zip(cases, together, alone, strict=True):
         comparison.add(prompt[-60:], tokenizer.encode(prompt), ours, theirs)
+    print(comparison)
     comparison.check()
     assert preemptions >= 10
     assert hits > 0
