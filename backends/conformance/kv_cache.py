@@ -1,0 +1,247 @@
+"""The KV cache: what goes in comes out, and nothing else changes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ..attention import Attention, AttentionParams
+from ..capabilities import Capabilities
+from ..kv_cache import Cache, KVBlob
+from ..options import AttentionSpec, EngineOptions
+from ..plugin import Plugin
+from ..reference.dtypes import torch_dtype
+from ..step import DeviceInputs
+from .blobs import (
+    blocks_of,
+    copy,
+    everything,
+    expect_kept,
+    expect_same,
+    put_in,
+    random_blob,
+    tokens,
+)
+from .session import Session, padded
+from .suite import Suite, session, small_model
+from .texts import Text, Texts
+
+FIRST = AttentionSpec(
+    num_heads=4, num_kv_heads=2, head_size=64, value_size=64, scale=0.125, group=0
+)
+SECOND = replace(FIRST, num_kv_heads=1, group=1)
+NUM_BLOCKS = 140
+"""Enough for 64 pairs, the null block and some that nobody asks for."""
+
+
+class KVCacheSuite(Suite):
+    """Two KV groups of two layers each, in a cache whose blocks hold what the case put there."""
+
+    @contextmanager
+    def opened(self, plugin: Plugin, *, block_size: int | None = None) -> Iterator[Session]:
+        """A session whose blocks all hold 0.25."""
+        dtype = self.base_dtype(plugin.capabilities(plugin.probe()))
+        model = small_model([FIRST, SECOND], dtype=dtype, layers_per_group=2)
+        options = EngineOptions(dtype=dtype, block_size=block_size, max_batch_rows=4)
+        with session(plugin, model, options, num_blocks=NUM_BLOCKS) as opened:
+            opened.fill(0.25)
+            yield opened
+
+    def test_a_block_takes_at_least_what_it_holds(self, plugin: Plugin) -> None:
+        """block_bytes is an int, of keys and values of all layers of the group."""
+        with self.opened(plugin) as opened:
+            for group in opened.launch.model.groups:
+                numbers = group.num_kv_heads * (group.head_size + group.value_size)
+                least = len(group.layers) * opened.block_size * numbers
+                least *= torch_dtype(group.dtype).itemsize
+                found = opened.backend.kv.block_bytes(group)
+                assert isinstance(found, int)
+                assert found >= least, f"{found} bytes cannot hold a block of {least}"
+
+    @pytest.mark.parametrize("count", [1, 3, 64])
+    def test_what_is_imported_is_exported(self, plugin: Plugin, count: int) -> None:
+        """Exactly, in the order asked for, in its own group, and no other block changes."""
+        with self.opened(plugin) as opened:
+            for group in (0, 1):
+                blocks = _blocks(count, seed=count + group)
+                blob = random_blob(opened, group, count, seed=group)
+                before = everything(opened)
+                put_in(opened, group, blocks, blob)
+                found = opened.export(group, blocks)
+                assert found.heads == blob.heads
+                expect_same(found, blob, "what was imported")
+                turned = opened.export(group, blocks[::-1])
+                backwards = blocks_of(blob, range(count - 1, -1, -1), opened.block_size)
+                expect_same(turned, backwards, "what was imported, backwards")
+                expect_kept(opened, before, {group: blocks})
+
+    def test_an_export_has_the_tokens_of_padded_ids_too(self, plugin: Plugin) -> None:
+        """The caller cuts them."""
+        with self.opened(plugin) as opened, torch.inference_mode():
+            ids = padded([5, 6, 7])
+            found = opened.backend.kv.export_blocks(opened.cache, 0, ids).result()
+            assert found.keys.device.type == found.values.device.type == "cpu"
+            assert found.keys.shape[1] == found.values.shape[1] == ids.size * opened.block_size
+
+    def test_an_export_is_no_view_of_the_cache(self, plugin: Plugin) -> None:
+        """It stays as it was when the blocks are written to."""
+        with self.opened(plugin) as opened:
+            blob = random_blob(opened, 0, 1, seed=1)
+            put_in(opened, 0, [3], blob)
+            found = opened.export(0, [3])
+            opened.overwrite(0, [3], 7.0)
+            expect_same(found, blob, "what was exported before")
+
+    @pytest.mark.parametrize("count", [1, 3, 32, 64])
+    def test_blocks_are_copied(self, plugin: Plugin, count: int) -> None:
+        """Keys and values of all layers of the group; one source may have several targets."""
+        if count == 32:
+            self.thorough()
+        with self.opened(plugin) as opened:
+            blocks = _blocks(2 * count, seed=count)
+            sources, targets = blocks[:count], blocks[count:]
+            for group in (0, 1):
+                put_in(opened, group, sources, random_blob(opened, group, count, seed=group))
+            sources[-1] = sources[0]
+            before = everything(opened)
+            copy(opened, 1, sources, targets)
+            wanted = blocks_of(before[1], [source - 1 for source in sources], opened.block_size)
+            expect_same(opened.export(1, targets), wanted, "copies")
+            expect_kept(opened, before, {1: targets})
+
+    def test_blobs_fit_caches_of_another_block_size(
+        self, plugin: Plugin, capabilities: Capabilities
+    ) -> None:
+        """They are token-major: some blocks of one size are one of another."""
+        sizes = sorted(capabilities.block_sizes)
+        pairs = [(a, b) for a in sizes for b in sizes if a < b and b % a == 0]
+        self.require(pairs, "no two block sizes are claimed of which one divides the other")
+        small, large = pairs[0]
+        with self.opened(plugin, block_size=small) as opened:
+            blocks = list(range(1, 1 + large // small))
+            put_in(opened, 0, blocks, random_blob(opened, 0, len(blocks), seed=3))
+            blob = opened.export(0, blocks)
+        with self.opened(plugin, block_size=large) as opened:
+            put_in(opened, 0, [2], blob)
+            expect_same(opened.export(0, [2]), blob, "a block of another size")
+
+    def test_a_step_writes_what_its_rows_bring_and_nothing_else(self, plugin: Plugin) -> None:
+        """Keys and values of every layer at their place; the cache's last block is one like the others."""
+        with self.opened(plugin) as opened:
+            texts = Texts(opened)
+            for pool in texts.blocks:
+                pool.free.remove(NUM_BLOCKS - 1)
+                pool.free.append(NUM_BLOCKS - 1)
+            all_ = [texts.add(length) for length in (opened.block_size + 3, 5, 2)]
+            before = everything(opened)
+            texts.prefill(*all_)
+            texts.decode(*all_)
+            written = {g: [b for text in all_ for b in text.blocks[g]] for g in (0, 1)}
+            expect_kept(opened, before, written)
+            for text in all_:
+                for group in (0, 1):
+                    found = opened.export(group, text.blocks[group])
+                    found = tokens(found, 0, text.computed)
+                    expect_same(found, _due(texts, group, text), f"tokens in group {group}")
+
+    def test_attention_reads_what_was_imported_and_copied(self, plugin: Plugin) -> None:
+        """A text whose cache came from elsewhere goes on as if it had been computed here."""
+        with self.opened(plugin) as opened:
+            texts = Texts(opened)
+            one = texts.add(2 * opened.block_size + 4)
+            two, three = texts.add(len(one.ids)), texts.add(len(one.ids))
+            two.ids, three.ids = [*one.ids], [*one.ids]
+            texts.prefill(one)
+            for group, pool in enumerate(texts.blocks):
+                held = one.blocks[group]
+                for text in (two, three):
+                    text.computed = one.computed
+                    text.blocks[group] = [pool.take() for _ in held]
+                put_in(opened, group, two.blocks[group], opened.export(group, held))
+                copy(opened, group, held, three.blocks[group])
+            texts.leave(one)
+            texts.decode(two, three)
+
+    def test_a_failed_step_leaves_a_usable_cache_or_one_said_to_be_lost(
+        self, plugin: Plugin
+    ) -> None:
+        """A lost one is freed and allocated anew."""
+        with self.opened(plugin) as opened:
+            texts = Texts(opened)
+            text = texts.add(9)
+            texts.prefill(text)
+            victim = texts.add(5)
+            whole = opened.backend.attention
+            opened.backend.attention = _Failing(whole)
+            failing = Texts(opened)
+            failing.blocks = texts.blocks
+            with pytest.raises(ValueError, match="planted"):
+                failing.prefill(victim)
+            opened.backend.attention = whole
+            if opened.backend.kv.usable(opened.cache):
+                texts.decode(text)
+            else:
+                _start_again(texts)
+
+    def test_a_cache_may_be_freed_and_allocated_again(self, plugin: Plugin) -> None:
+        """The core does so after profiling, and when one is lost."""
+        with self.opened(plugin) as opened:
+            texts = Texts(opened)
+            _start_again(texts)
+            _start_again(texts)
+
+
+class _Failing(Attention):
+    """Attends, and then dies: what can be written is written by then."""
+
+    def __init__(self, whole: Attention) -> None:
+        self.whole = whole
+
+    def supports(self, spec: AttentionSpec) -> Sequence[str]:
+        return self.whole.supports(spec)
+
+    def attend(
+        self,
+        layer: int,
+        spec: AttentionSpec,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: Cache,
+        inputs: DeviceInputs,
+        params: AttentionParams,
+    ) -> tuple[Tensor, Cache]:
+        self.whole.attend(layer, spec, q, k, v, cache, inputs, params)
+        raise ValueError("planted")
+
+
+def _blocks(count: int, seed: int) -> list[int]:
+    """Distinct ids, the last one of the cache among them."""
+    others = random.Random(seed).sample(range(1, NUM_BLOCKS - 1), count - 1)
+    return [*others, NUM_BLOCKS - 1]
+
+
+def _due(texts: Texts, group: int, text: Text) -> KVBlob:
+    """What the cache should hold of a text."""
+    held, ids = texts.groups[group], text.ids[: text.computed]
+    return KVBlob(
+        keys=torch.stack([texts.layers.keys(layer, ids) for layer in held.layers]),
+        values=torch.stack([texts.layers.values(layer, ids) for layer in held.layers]),
+        heads=(0, held.num_kv_heads),
+    )
+
+
+def _start_again(texts: Texts) -> None:
+    """Compute a text in a new cache."""
+    texts.session.renew()
+    texts.session.fill(float("nan"))
+    again = Texts(texts.session, layers=texts.layers)
+    text = again.add(20)
+    again.prefill(text)
+    again.decode(text)
