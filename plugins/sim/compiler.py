@@ -1,4 +1,4 @@
-"""Graphs on the emulated device: each step is traced once per bucket, and never after freeze()."""
+"""Graphs on the emulated device: each step is recorded once per bucket, and never after freeze()."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...backends.compiler import Compiler, CompileReport
@@ -18,11 +18,9 @@ from ...backends.kv_cache import Cache
 from ...backends.reference.staging import Staged, unpack
 from ...backends.shapes import Bucket, Phase
 from ...backends.step import StepInputs
-from .donation import Donation, poison
+from .donation import Donation
+from .graphs import CapturedGraph, Graph
 from .rules import RuleBroken
-from .tracing import trace
-
-Leaves = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,38 +30,52 @@ class Key:
     name: str
     bucket: Bucket
     features: frozenset[str]
-    leaves: Leaves
-    """Shape and dtype of every input, the cache too."""
+    leaves: tuple[tuple[torch.Size, torch.dtype], ...]
+    """Shape and dtype of every input, the cache too: which inputs there are follows from the rest."""
 
 
 class SimCompiler(Compiler):
-    """Traces whatever comes; the cache is written in place, or given away and poisoned where it was replaced."""
+    """Every step is a graph. `donates`: leaves of the cache that a step replaced are poisoned, else it writes there."""
+
+    graph: type[Graph] = Graph
 
     def __init__(self, donation: Donation, *, donates: bool) -> None:
         self.donation = donation
         self.donates = donates
-        self.graphs: dict[Key, fx.GraphModule] = {}
+        self.graphs: dict[Key, Graph] = {}
         self.num_late = 0
-        """Compiles asked for after freeze."""
+        """Graphs asked for after freeze."""
         self._frozen = False
 
     def wrap(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """See Compiler.wrap."""
-        weights = {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
         def run(prepared: Staged, cache: Cache, *rest: Tensor) -> Any:
             if cache is None:
                 raise RuleBroken("KV size", f"{name} runs before the cache is allocated")
             self.donation.check(cache)
             args = (read_by(name, unpack(prepared)), cache, *rest)
-            key = key_of(name, args)
-            graph = self.graphs.get(key)
-            if graph is None:
-                self._refuse_late(key)
-                graph = self.graphs[key] = trace(name, module, weights, args)
-            return self._call(graph, weights, args)
+            with torch.inference_mode():
+                return self.run(key_of(name, args), module, args)
 
         return run
+
+    def run(self, key: Key, module: nn.Module, args: Any) -> Any:
+        """By the graph of that key; made, and made by running the module, where there is none."""
+        graph, cache = self.graphs.get(key), args[1]
+        if graph is None:
+            self._refuse_late(key)
+            self.graphs[key], (output, new) = self.graph.make(key.name, module, args)
+        else:
+            try:
+                output, new = graph.run(args)
+            except BaseException:
+                if self.donates:
+                    self.donation.lose(cache)
+                raise
+        if self.donates:
+            self.donation.replace(cache, new)
+        return output, new
 
     def warm_up(
         self,
@@ -74,9 +86,8 @@ class SimCompiler(Compiler):
         """See Compiler.warm_up."""
         began = time.monotonic()
         super().warm_up(runs, run, progress)
-        return CompileReport(
-            num_graphs=len(self.graphs), seconds=time.monotonic() - began, bytes_reserved=0
-        )
+        seconds = time.monotonic() - began
+        return CompileReport(num_graphs=len(self.graphs), seconds=seconds, bytes_reserved=0)
 
     @contextmanager
     def freeze(self) -> Iterator[None]:
@@ -87,72 +98,28 @@ class SimCompiler(Compiler):
         finally:
             self._frozen = False
 
-    def _call(self, graph: fx.GraphModule, weights: dict[str, Tensor], args: Any) -> Any:
-        cache = args[1]
-        try:
-            output, new = graph(weights, *args)
-        except BaseException:
-            if self.donates:
-                self.donation.lose(cache)
-            raise
-        if self.donates:
-            self.donation.replace(cache, new)
-        return output, new
-
     def _refuse_late(self, key: Key) -> None:
         if not self._frozen:
             return
         self.num_late += 1
-        like = [k for k in self.graphs if (k.name, k.bucket, k.features) == key_parts(key)]
-        what = "other shapes or dtypes" if like else "a bucket or variant that was not warmed up"
+        asked = (key.name, key.bucket, key.features)
+        is_known = asked in {(k.name, k.bucket, k.features) for k in self.graphs}
+        differs = "its arrays have other shapes" if is_known else "that was not warmed up"
         raise UnexpectedCompile(
-            f"{key.name} would be compiled after warm-up: {key.bucket} with "
-            f"{sorted(key.features) or 'no features'} has {what}; warm it up"
+            f"{key.name} would be compiled after warm-up for {key.bucket} with "
+            f"{sorted(key.features) or 'no features'}: {differs}; warm up all that fit() may return"
         )
-
-
-class Capture:
-    """A graph with the addresses that it was captured with: inputs, outputs, and those of the cache."""
-
-    def __init__(self, graph: fx.GraphModule, args: Any) -> None:
-        self.graph = graph
-        inputs, cache, *rest = args
-        leaves, self._tree = pytree.tree_flatten((inputs, rest))
-        self._inputs = [leaf.clone() for leaf in leaves]
-        self._addresses = addresses(cache)
-        self._outputs: list[Tensor] = []
-        self._made: Any = None
-
-    def replay(self, weights: dict[str, Tensor], args: Any) -> Any:
-        """Copy the inputs in, run, and leave the outputs where the next replay will overwrite them."""
-        inputs, cache, *rest = args
-        if addresses(cache) != self._addresses:
-            raise RuleBroken("captured addresses", "the cache is not the one that was captured")
-        for static, leaf in zip(self._inputs, pytree.tree_leaves((inputs, rest)), strict=True):
-            static.copy_(leaf)
-        held, more = pytree.tree_unflatten(self._inputs, self._tree)
-        output, cache = self.graph(weights, held, cache, *more)
-        leaves = pytree.tree_leaves(output)
-        if not self._outputs:
-            self._outputs, self._made = leaves, output
-        for static, leaf in zip(self._outputs, leaves, strict=True):
-            if static is not leaf:
-                static.copy_(leaf)
-        return self._made, cache
-
-    def forget(self) -> None:
-        """Make what was drawn unreadable: another step has begun."""
-        poison(self._outputs)
 
 
 class CaptureCompiler(SimCompiler):
     """Captures steps of the declared buckets and runs all others as they come."""
 
+    graph = CapturedGraph
+
     def __init__(self, donation: Donation, captured: Collection[Bucket]) -> None:
         super().__init__(donation, donates=False)
         self.captured = frozenset(captured)
-        self._captures: dict[int, Capture] = {}
-        self._last: dict[str, Capture] = {}
+        self._last: dict[str, CapturedGraph] = {}
 
     def wrap(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """See Compiler.wrap."""
@@ -169,18 +136,11 @@ class CaptureCompiler(SimCompiler):
 
         return run
 
-    def _call(self, graph: fx.GraphModule, weights: dict[str, Tensor], args: Any) -> Any:
-        capture = self._captures.get(id(graph))
-        if capture is None:
-            capture = self._captures[id(graph)] = Capture(graph, args)
-        name = "draw" if len(args) > 2 else "model"
-        self._last[name] = capture
-        return capture.replay(weights, args)
-
-
-def addresses(cache: Cache) -> list[int]:
-    """Of all leaves."""
-    return [leaf.data_ptr() for leaf in pytree.tree_leaves(cache)]
+    def run(self, key: Key, module: nn.Module, args: Any) -> Any:
+        """See SimCompiler.run."""
+        made = super().run(key, module, args)
+        self._last[key.name] = cast(CapturedGraph, self.graphs[key])
+        return made
 
 
 def read_by(name: str, inputs: StepInputs) -> StepInputs:
@@ -209,12 +169,6 @@ def read_by(name: str, inputs: StepInputs) -> StepInputs:
 
 
 def key_of(name: str, args: Any) -> Key:
-    """Which fields and arrays are there follows from bucket, features and shapes."""
-    inputs = args[0]
+    """`args` are StepInputs and the rest of what the wrapped function takes."""
     leaves = tuple((leaf.shape, leaf.dtype) for leaf in pytree.tree_leaves(args))
-    return Key(name=name, bucket=inputs.bucket, features=inputs.features, leaves=leaves)
-
-
-def key_parts(key: Key) -> tuple[str, Bucket, frozenset[str]]:
-    """All but the shapes."""
-    return key.name, key.bucket, key.features
+    return Key(name=name, bucket=args[0].bucket, features=args[0].features, leaves=leaves)
