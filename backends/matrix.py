@@ -50,7 +50,7 @@ class Window:
         return release(self.start) <= release(version) < release(self.below)
 
     def __str__(self) -> str:
-        return f"{self.start} – <{self.below}"
+        return f">={self.start},<{self.below}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

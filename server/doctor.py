@@ -11,6 +11,7 @@ from pathlib import Path
 from .. import __version__
 from ..backends.matrix import Level, Matrix, Row
 from ..backends.options import BACKENDS
+from ..backends.plugin import Probe
 from ..backends.probing import Finding
 from ..backends.registry import Registry
 from ..core.loading.cache import Cache
@@ -44,11 +45,11 @@ class BackendReport:
     summary: str
     distribution: str
     version: str
-    found_hardware: bool = False
-    simulated: bool = False
-    architecture: str = ""
-    num_devices: int = 0
-    priority: int = 0
+    found_hardware: bool
+    simulated: bool
+    architecture: str
+    num_devices: int
+    priority: int
     evidence: Mapping[Level, State]
     """The reports behind the matrix's claims; empty where it claims nothing."""
     versions: tuple[SeenVersion, ...]
@@ -99,16 +100,23 @@ class Diagnosis:
 def diagnose(registry: Registry, cache: Cache) -> Diagnosis:
     """Look at everything. Plugins are asked by a helper process, which takes 5 s where one of them hangs."""
     matrix = Matrix.load()
-    findings = {finding.name: finding for finding in registry.probe_all()}
+    # what is installed, then what is only planned
+    rows = {finding.name: finding for finding in registry.probe_all()}
+    for name in registry.excluded:
+        rows[name] = _unasked(name, "left out by CHIPSET_PLUGINS", f"add {name} to it, or unset it")
+    for name in (*BACKENDS, *matrix.rows):
+        absent = _unasked(
+            name, "no plugin of that name is installed", "install a distribution that brings it"
+        )
+        rows.setdefault(name, absent)
+    installed = {*registry.names, *registry.excluded}
     modules = installed_modules()
-    # what is installed, then what only is planned
-    names = [*findings, *(n for n in (*BACKENDS, *matrix.rows) if n not in findings)]
     return Diagnosis(
         chipset=__version__,
         machine=Machine.read(),
         backends=tuple(
-            _backend(name, findings.get(name), name in registry.excluded, matrix, modules)
-            for name in dict.fromkeys(names)
+            _backend(finding, name in installed, matrix.rows.get(name), modules)
+            for name, finding in rows.items()
         ),
         packages=tuple(required_packages()),
         compilers={name: shutil.which(name) for name in matrix.compilers},
@@ -116,51 +124,32 @@ def diagnose(registry: Registry, cache: Cache) -> Diagnosis:
     )
 
 
+def _unasked(name: str, reason: str, cure: str) -> Finding:
+    return Finding(
+        name=name, distribution="", version="", summary="", probe=None, reason=reason, cure=cure
+    )
+
+
 def _backend(
-    name: str,
-    finding: Finding | None,
-    is_excluded: bool,
-    matrix: Matrix,
-    modules: Mapping[str, str],
+    finding: Finding, installed: bool, row: Row | None, modules: Mapping[str, str]
 ) -> BackendReport:
-    row = matrix.rows.get(name)
-    evidence = {} if row is None else {one.level: one.state for one in proofs(row, modules)}
-    versions = () if row is None else tuple(_seen_versions(row))
-    if finding is None:
-        reason, cure = (
-            ("left out by CHIPSET_PLUGINS", f"add {name} to it, or unset it")
-            if is_excluded
-            else ("no plugin of that name is installed", "install a distribution that brings it")
-        )
-        return BackendReport(
-            name=name,
-            installed=is_excluded,
-            available=False,
-            reason=reason,
-            cure=cure,
-            summary="" if row is None else row.summary,
-            distribution="",
-            version="",
-            evidence=evidence,
-            versions=versions,
-        )
-    probe = finding.probe
+    probe = finding.probe or Probe(available=False, num_devices=0, reason="")
     return BackendReport(
-        name=name,
-        installed=True,
-        available=finding.available,
+        name=finding.name,
+        installed=installed,
+        available=probe.available,
         reason=finding.reason,
         cure=finding.cure,
-        summary=finding.summary,
+        summary=finding.summary or (row.summary if row else ""),
         distribution=finding.distribution,
         version=finding.version,
-        found_hardware=probe is not None and probe.found_hardware,
-        simulated=probe is not None and probe.simulated,
-        architecture="" if probe is None else probe.architecture,
-        num_devices=0 if probe is None else probe.num_devices,
-        priority=0 if probe is None else probe.priority,
-        evidence=evidence,
-        versions=versions,
+        found_hardware=probe.found_hardware,
+        simulated=probe.simulated,
+        architecture=probe.architecture,
+        num_devices=probe.num_devices,
+        priority=probe.priority,
+        evidence={one.level: one.state for one in proofs(row, modules)} if row else {},
+        versions=tuple(_seen_versions(row)) if row else (),
     )
 
 

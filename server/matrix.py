@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,9 +29,17 @@ class Proof:
     report: Evidence | None
 
 
-def proofs(row: Row, plugins: Mapping[str, str]) -> Sequence[Proof]:
+def proofs(
+    row: Row,
+    plugins: Mapping[str, str],
+    find: Callable[[str, Level], Evidence | None] = Evidence.find,
+) -> Sequence[Proof]:
     """One for each level that the row claims something on. `plugins`: the modules of entry points, by name."""
-    return [_proof(row.name, level, plugins) for level in row.levels if level != "none"]
+    return [
+        _proof(level, find(row.name, level), plugins.get(row.name))
+        for level in row.levels
+        if level != "none"
+    ]
 
 
 def installed_modules() -> Mapping[str, str]:
@@ -113,14 +121,14 @@ def _chosen(matrix: Matrix, name: str | None) -> Sequence[Row]:
     return [matrix.rows[name]]
 
 
-def _proof(backend: str, level: Level, plugins: Mapping[str, str]) -> Proof:
-    report = Evidence.find(backend, level)
+def _proof(level: Level, report: Evidence | None, plugin: str | None) -> Proof:
     if report is None:
         return Proof(level=level, state="missing", report=None)
     if not report.green:
         return Proof(level=level, state="failed", report=report)
     try:
-        stale = report.stale(plugins[backend])
-    except (KeyError, ModuleNotFoundError):
-        return Proof(level=level, state="unknown", report=report)
-    return Proof(level=level, state="stale" if stale else "fresh", report=report)
+        stale = None if plugin is None else report.stale(plugin)
+    except ModuleNotFoundError:
+        stale = None
+    state: State = "unknown" if stale is None else "stale" if stale else "fresh"
+    return Proof(level=level, state=state, report=report)
