@@ -25,14 +25,17 @@ def find_entries() -> Sequence[EntryPoint]:
 def allowed_entries(
     entries: Sequence[EntryPoint], environment: Mapping[str, str]
 ) -> Mapping[str, EntryPoint]:
-    """By name, in the order of names; those that CHIPSET_PLUGINS names (unset: all)."""
+    """By name, in the order of names; those that CHIPSET_PLUGINS names (unset: all).
+
+    Of two with the same name the one that is found first counts, as it does for modules.
+    """
     allowed = environment.get(ALLOW_VARIABLE)
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    return {
-        entry.name: entry
-        for entry in sorted(entries, key=lambda entry: entry.name)
-        if names is None or entry.name in names
-    }
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if names is None or entry.name in names:
+            found.setdefault(entry.name, entry)
+    return found
 
 
 def load_plugin(entry: EntryPoint, environment: Mapping[str, str]) -> Plugin:

@@ -100,11 +100,6 @@ class Row:
         used = {level for cell in self.cells.values() for level, claim in cell.items() if claim}
         return tuple(level for level in LEVELS if level in used and level != "none") or ("none",)
 
-    def window(self, package: str) -> Window | None:
-        """The versions of a package that were seen, whatever the evidence."""
-        found = [windows[package] for windows in self.versions.values() if package in windows]
-        return found[0] if found else None
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matrix:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -34,7 +35,7 @@ from .plugin import Probe
 BUDGET_S = 5.0
 """For all plugins together."""
 SILENCE_S = 1.5
-"""After which a helper counts as stuck; it takes a fraction of that to start."""
+"""After which a helper that has spoken counts as stuck."""
 HEARTBEAT_S = 0.25
 
 
@@ -54,11 +55,6 @@ class Finding:
     """Of the probe, or why there is none."""
     cure: str
     """"" where nothing is wrong, or nobody knows."""
-
-    @property
-    def available(self) -> bool:
-        """Can it run here?"""
-        return self.probe is not None and self.probe.available
 
 
 def probe_all(
@@ -106,7 +102,8 @@ class _Helper:
     ):
         request = {"entries": [(entry.name, entry.value) for entry in entries], "life_s": life_s}
         self.names = [entry.name for entry in entries]
-        self.last_heard = time.monotonic()
+        # while it starts it says nothing
+        self.last_heard = math.inf
         self._partial = b""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{__package__}.probing", json.dumps(request)],
@@ -132,16 +129,15 @@ class _Helper:
     def end(self) -> str:
         """Kill it and whatever it started; how it ended, in words."""
         assert self._process.stdout is not None
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            # one that a driver holds in the kernel does not even die of this
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        # one that a driver holds in the kernel does not even die of this
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.5)
         self._process.stdout.close()
         code = self._process.returncode
         if code is not None and code < 0:
-            return f"killed its process by {signal.Signals(-code).name}"
+            return f"ended its process by a signal: {signal.strsignal(-code)}"
         return f"ended its process with code {code}"
 
 
@@ -175,12 +171,9 @@ class _Survey:
 
     def end(self) -> None:
         """Leave no process behind."""
-        for helper in self._helpers():
-            helper.end()
+        for key in list(self._selector.get_map().values()):
+            key.data.end()
         self._selector.close()
-
-    def _helpers(self) -> Iterator[_Helper]:
-        yield from [key.data for key in self._selector.get_map().values()]
 
     def _ask(self, names: Sequence[str]) -> _Helper:
         entries = [self._entries[name] for name in names]

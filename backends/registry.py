@@ -11,7 +11,7 @@ from .entries import ALLOW_VARIABLE, allowed_entries, ask_probe, find_entries, l
 from .errors import BackendUnavailable, PluginError, UnknownBackend
 from .options import BACKENDS
 from .plugin import Plugin, Probe
-from .probing import BUDGET_S, Finding, probe_all
+from .probing import Finding, probe_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +53,9 @@ class Registry:
         except PluginError as error:
             raise BackendUnavailable(f"backend {name} could not be loaded: {error}") from error
 
-    def probe_all(self, budget_s: float = BUDGET_S) -> Sequence[Finding]:
+    def probe_all(self) -> Sequence[Finding]:
         """A row for each plugin, by a helper process; nothing that one of them does stops another, or this process."""
-        return probe_all(self._entries, self._environment, budget_s)
+        return probe_all(self._entries, self._environment)
 
     def select(self, name: str) -> Selection:
         """The plugin for --backend `name`. `auto` takes the available one of highest priority.

@@ -65,7 +65,7 @@ BROKEN: Mapping[str, tuple[str, str]] = {
     "dies": (source("dies", probe="os._exit(3)"), "ended its process with code 3 (probe)"),
     "crashes": (
         source("crashes", probe="ctypes.string_at(0)"),
-        "killed its process by SIGSEGV (probe)",
+        "ended its process by a signal: Segmentation fault (probe)",
     ),
 }  # fmt: skip
 """By name: a module that cannot be used, and what the table must say of it, at once."""

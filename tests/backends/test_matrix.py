@@ -177,11 +177,6 @@ def test_a_window_goes_by_the_numbers_of_a_release(version, is_in):
     assert Window(start="2.13", below="2.14").holds(version) is is_in
 
 
-def test_a_window_is_found_by_the_package():
-    assert ROWS["cpu"].window("torch").holds("2.13.0")
-    assert ROWS["cpu"].window("a-stranger") is None
-
-
 def test_a_report_comes_back_as_it_was_written(tmp_path):
     path = report_path("cpu", "hardware", tmp_path / "new")
     REPORT.write(path)

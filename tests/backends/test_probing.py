@@ -33,10 +33,9 @@ def test_every_way_to_be_broken_is_a_row_with_its_reason_and_spoils_no_other(ask
     for name, (_, reason) in BROKEN.items():
         assert reason in rows[name].reason
         assert rows[name].probe is None
-        assert not rows[name].available
         assert "CHIPSET_PLUGINS" in rows[name].cure
     for name in GOOD:
-        assert rows[name].available
+        assert rows[name].probe.available
         assert (rows[name].summary, rows[name].reason) == ("a stranger", "there")
         assert rows[name].cure == ""
 
@@ -49,12 +48,12 @@ def test_what_hangs_costs_no_more_than_the_budget_and_no_other_row(ask):
     for name, (_, stage) in HANGING.items():
         assert rows[name].probe is None
         assert rows[name].reason == f"did not answer within 5 s {stage}"
-    assert all(rows[name].available for name in GOOD)
+    assert all(rows[name].probe.available for name in GOOD)
 
 
 def test_nothing_is_waited_for_once_all_have_answered(ask):
     begin = time.monotonic()
-    assert ask(GOOD, budget_s=300.0)["good"].available
+    assert ask(GOOD, budget_s=300.0)["good"].probe.available
     assert time.monotonic() - begin < 60.0
 
 
@@ -71,7 +70,7 @@ def test_all_that_a_probe_says_arrives(ask):
 
 def test_what_a_plugin_prints_is_no_answer(ask):
     noise = 'print(\'{"name": "loud", "failure": "x"}\', flush=True); os.system(\'echo noise\'); '
-    assert ask({"loud": source("loud", probe=noise + AVAILABLE)})["loud"].available
+    assert ask({"loud": source("loud", probe=noise + AVAILABLE)})["loud"].probe.available
 
 
 def test_no_process_is_left_behind(ask, tmp_path):

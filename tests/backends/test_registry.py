@@ -65,6 +65,14 @@ def test_the_allow_list_keeps_everything_else_out(discover):
         registry.select("a")
 
 
+def test_of_two_with_one_name_the_first_that_is_found_counts(discover):
+    discover({"good": source("good"), "other": source("other")})
+    first, second = (EntryPoint("good", f"stranger_{name}", GROUP) for name in ("good", "other"))
+    assert Registry.discover(lambda: [first, second], {}).load("good").info.name == "good"
+    with pytest.raises(BackendUnavailable, match="brings a plugin named other"):
+        Registry.discover(lambda: [second, first], {}).load("good")
+
+
 def test_an_unknown_name_is_refused_with_what_is_installed(discover):
     with pytest.raises(UnknownBackend, match=r"'warp'.*null"):
         discover({"null": source("null")}).select("warp")
