@@ -249,8 +249,8 @@ class _Answers:
             self.write(name=name, probe=asdict(ask_probe(plugin)))
         except PluginError as error:
             self.write(name=name, failure=str(error))
-        except Exception as error:  # what it gave cannot be told: a field that is no text or number
-            self.write(name=name, failure=said(error))
+        except Exception as error:  # of json: a field holds something else than its type says
+            self.write(name=name, failure=f"what it found cannot be told: {said(error)}")
 
 
 def main() -> None:
