@@ -38,6 +38,8 @@ class Drawing:
     """Ids that the bitmask lets through."""
     target: int | None = None
     of_drawn: bool = False
+    for_sink: bool = False
+    """What is drawn is kept for nobody, as on padding."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -81,7 +83,8 @@ def sampling_arrays(
         "bias_values": ("bias", [_padded(d.bias.values(), 0, max_logit_bias) for d in drawings]),
     }
     slots = [index if d.slot is None else d.slot for index, d in enumerate(drawings)]
-    kept = [num_slots if d.target is not None else s for s, d in zip(slots, drawings, strict=True)]
+    sunk = [drawing.for_sink or drawing.target is not None for drawing in drawings]
+    kept = [num_slots if is_sunk else slot for slot, is_sunk in zip(slots, sunk, strict=True)]
     arrays: dict[str, I32 | F32] = {
         "slot": np.array(kept, np.int32),
         "position": np.array([d.position for d in drawings], np.int32),

@@ -191,17 +191,15 @@ class SamplerSuite(Suite):
 
     def test_what_is_drawn_for_the_sink_counts_for_nobody(self, bench: Bench) -> None:
         self.need(bench, "penalties")
-        slots = (0, bench.num_slots - 1)
-        counts = {slot: np.zeros(VOCAB, np.int32) for slot in slots}
+        counts = {slot: np.zeros(VOCAB, np.int32) for slot in (0, bench.num_slots - 1)}
         for slot, held in counts.items():
             bench.reset(slot, held)
-        sunk = Drawing(row=7, slot=bench.num_slots, penalties=(2.0, 3.0, 3.0))
-        for _ in range(2):
-            bench.draw([sunk], self.everything(bench))
         drawings = [
             Drawing(row=7, slot=slot, penalties=(2.0, 3.0, 3.0), of_drawn=self.scored(bench))
-            for slot in slots
+            for slot in counts
         ]
+        for _ in range(2):
+            bench.draw([replace(drawing, for_sink=True) for drawing in drawings])
         bench.expect(drawings, bench.draw(drawings), counts)
 
     def test_a_bias_is_added_to_the_tokens_it_names_and_to_no_other(self, bench: Bench) -> None:
@@ -315,25 +313,28 @@ class SamplerSuite(Suite):
             bench.expect(some, bench.draw(some, everything), counts)
 
     @pytest.mark.parametrize("everything", [False, True])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_rows_that_are_not_finite_are_named_and_disturb_no_other(
-        self, bench: Bench, everything: bool
+        self, bench: Bench, value: float, everything: bool
     ) -> None:
+        if value == -np.inf and not everything:
+            self.thorough()
         logits = bench.logits.copy()
-        bad = {1: np.nan, 3: np.inf, 4: -np.inf, 6: np.nan}
-        for row, value in bad.items():
-            logits[row, row * 100 :: VOCAB if row < 6 else 1] = value
-        reader = bench.session.table(torch.from_numpy(logits))
+        logits[1, 0] = logits[3, VOCAB - 1] = logits[4, 350] = logits[6, :] = value
+        try:
+            reader = bench.session.table(torch.from_numpy(logits))
+        except RuntimeError as error:  # of torch: what a device that knows no infinity may do
+            pytest.skip(f"the device takes no {value}: {error}")
         extra = self.everything(bench) if everything else frozenset[str]()
         drawings = [Drawing(row=row) for row in range(8)]
         output = bench.draw(drawings, extra, reader=reader)
         found = np.asarray(output.finite).astype(bool).tolist()
-        assert found == [row not in bad for row in range(8)]
+        assert found == [row not in (1, 3, 4, 6) for row in range(8)]
         wanted = bench.logits.argmax(-1)
-        ids = np.asarray(output.ids)
         for row in (0, 2, 5, 7):
-            assert ids[row] == wanted[row], f"row {row} is finite and draws {ids[row]}"
-        again = [Drawing(row=row) for row in range(8)]
-        bench.expect(again, bench.draw(again, extra))
+            drawn = np.asarray(output.ids)[row]
+            assert drawn == wanted[row], f"row {row} is finite, and draws {drawn}"
+        bench.expect(drawings, bench.draw(drawings, extra))
 
     def test_extreme_logits_are_finite_and_drawn_from(self, bench: Bench) -> None:
         logits = np.zeros((4, VOCAB), np.float32)

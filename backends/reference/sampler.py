@@ -136,8 +136,9 @@ def allowed(bitmask: Tensor, vocab_size: int) -> Tensor:
 def heat(logits: Tensor, temperature: Tensor) -> Tensor:
     """logits / temperature [L], unchanged where that is 0."""
     scale = torch.where(temperature > 0, temperature, 1.0)[:, None]
-    # a masked logit over a temperature below 1 would be -inf; a bound keeps it finite
-    return torch.clamp(logits / scale, min=MASKED)
+    # a masked logit over a temperature below 1 would be -inf, which some devices do not know
+    least = MASKED / 2 * scale.clamp(max=1)
+    return torch.maximum(logits, least) / scale
 
 
 def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
