@@ -114,14 +114,23 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from .doctor import diagnose
 
     found = diagnose(Registry.discover(), Cache.default())
-    print(found.as_json() if arguments.json else found.as_text(_width()))
+    _page(found.as_json() if arguments.json else found.as_text(_width()))
     return 0 if found.can_serve else EXIT_NOTHING_SERVES
 
 
 def _matrix(arguments: argparse.Namespace) -> None:
     from .matrix import render
 
-    print(render(arguments.backend, arguments.format, _width()))
+    _page(render(arguments.backend, arguments.format, _width()))
+
+
+def _page(text: str) -> None:
+    """Print something long, of which whoever reads may have seen enough before its end, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _width() -> int | None:

@@ -61,7 +61,10 @@ BROKEN: Mapping[str, tuple[str, str]] = {
     "no-hook": ("", "implements no hook"),
     "raises": (source("raises", probe='raise OSError("device is wedged")'), "OSError: device is wedged"),
     "no-probe": (source("no-probe", probe="return None"), "returned NoneType"),
-    "untold": (source("untold", probe='return Probe(available=True, num_devices=1, reason=b"")'), "cannot be told: TypeError"),
+    "untold": (
+        source("untold", probe='return Probe(available=True, num_devices=1, reason=b"")'),
+        "cannot be told: TypeError",
+    ),
     "dies": (source("dies", probe="os._exit(3)"), "ended its process with code 3 (probe)"),
     "crashes": (
         source("crashes", probe="ctypes.string_at(0)"),
