@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 import torch
-from torch import Tensor
 
 from ..backend import Backend
 from ..kv_cache import Cache, KVBlob
-from ..runtime import ErrorClass, MemoryInfo, Pending, Runtime, T_co
+from ..runtime import Pending, T_co
 from ..step import I32, StepOutput
 
 
@@ -50,9 +49,13 @@ class Watch:
         module = torch.get_device_module(backend.runtime.device)
         self._device: Any = getattr(module, "watch", None)
         self._reads_before = 0 if self._device is None else self._device.counts().reads
-        backend.runtime = _WatchedRuntime(backend.runtime, self)
-        self._export = backend.kv.export_blocks
-        backend.kv.export_blocks = self._export_blocks  # type: ignore[method-assign]
+        runtime, kv = backend.runtime, backend.kv
+        self._fetch, self._synchronize = runtime.fetch, runtime.synchronize
+        self._export = kv.export_blocks
+        # the objects stay the plugin's own, which may know them by members that the contract does not name
+        runtime.fetch = self._watched_fetch  # type: ignore[method-assign]
+        runtime.synchronize = self._watched_synchronize  # type: ignore[method-assign]
+        kv.export_blocks = self._watched_export  # type: ignore[method-assign]
 
     @property
     def sees_device(self) -> bool:
@@ -76,10 +79,6 @@ class Watch:
         """A fetch was waited for."""
         self._waits += 1
 
-    def synchronized(self) -> None:
-        """Runtime.synchronize was called."""
-        self._synchronizes += 1
-
     def read(self, pending: Pending[T_co]) -> T_co:
         """result(), within which the device may be read."""
         if self._device is None:
@@ -90,7 +89,14 @@ class Watch:
         self._reads_within += self._device.counts().reads - before
         return result
 
-    def _export_blocks(self, cache: Cache, group: int, blocks: I32) -> Pending[KVBlob]:
+    def _watched_fetch(self, output: StepOutput) -> Pending[StepOutput]:
+        return _Watched(self._fetch(output), self, is_step=True)
+
+    def _watched_synchronize(self) -> None:
+        self._synchronizes += 1
+        self._synchronize()
+
+    def _watched_export(self, cache: Cache, group: int, blocks: I32) -> Pending[KVBlob]:
         return _Watched(self._export(cache, group, blocks), self, is_step=False)
 
 
@@ -105,28 +111,3 @@ class _Watched(Pending[T_co], Generic[T_co]):
         if self._is_step:
             self._watch.waited()
         return self._watch.read(self._pending)
-
-
-class _WatchedRuntime(Runtime):
-    def __init__(self, runtime: Runtime, watch: Watch) -> None:
-        self._runtime, self._watch = runtime, watch
-
-    @property
-    def device(self) -> torch.device:
-        return self._runtime.device
-
-    def memory(self) -> MemoryInfo | None:
-        return self._runtime.memory()
-
-    def put(self, host: Tensor) -> Tensor:
-        return self._runtime.put(host)
-
-    def fetch(self, output: StepOutput) -> Pending[StepOutput]:
-        return _Watched(self._runtime.fetch(output), self._watch, is_step=True)
-
-    def synchronize(self) -> None:
-        self._watch.synchronized()
-        self._runtime.synchronize()
-
-    def classify(self, error: BaseException) -> ErrorClass:
-        return self._runtime.classify(error)

@@ -98,12 +98,9 @@ class EngineSuite(Suite):
         witnessed = WitnessedPlugin(plugin)
         ours = self.serve(witnessed, files, arrivals)
         comparison = compare(arrivals, ours, theirs)
-        witness = witnessed.witness
-        steps = ", ".join(f"{n} {kind}" for kind, n in sorted(witness.num_steps.items()))
-        record_property("figures", f"{comparison}; steps: {steps}")
+        record_property("figures", f"{comparison}; {witnessed.witness}")
         comparison.check()
-        assert not witness.late_compiles
-        assert witness.num_steps["drawing"] > 0
+        witnessed.witness.assert_clean()
 
     def test_drawn_text_and_logprobs_follow_cpu(
         self, plugin: Plugin, capabilities: Capabilities, tmp_path: Path
@@ -116,7 +113,9 @@ class EngineSuite(Suite):
             for n, sampling in enumerate(sampling_mixture(capabilities, 20))
         ]
         theirs = self.serve(self.reference(), files, arrivals)
-        ours = self.serve(WitnessedPlugin(plugin), files, arrivals)
+        witnessed = WitnessedPlugin(plugin)
+        ours = self.serve(witnessed, files, arrivals)
+        witnessed.witness.assert_clean()
         equal = [n for n in ours if ours[n].ids == theirs[n].ids]
         assert len(equal) >= 0.9 * len(arrivals), f"only {len(equal)} of {len(arrivals)} equal"
         for n in equal:
@@ -189,9 +188,9 @@ class EngineSuite(Suite):
             witnessed.witness.follow(engine)
             ours = serve(engine, arrivals)
         comparison = compare(arrivals, ours, theirs)
-        record_property("figures", str(comparison))
+        record_property("figures", f"{comparison}; {witnessed.witness}")
         comparison.check()
-        assert not witnessed.witness.late_compiles
+        witnessed.witness.assert_clean()
 
     def checkpoint(self, kind: str, capabilities: Capabilities, folder: Path) -> ModelFiles:
         """A tiny random model, where the backend claims what it needs."""
