@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ..capabilities import Capabilities
 from ..options import AttentionSpec, EngineOptions
 from ..plugin import Plugin
-from ..step import token_row
+from ..step import StepBatch, token_row
 from .session import Row, Session
 from .suite import Suite, session, small_model
-from .texts import Part, Text, Texts
+from .texts import Part, Schedule, Text, Texts
 from .tolerance import TOLERANCES
 
 NAN = float("nan")
@@ -252,11 +253,10 @@ class AttentionSuite(Suite):
                 assert np.isfinite(opened.read(reader, seen)).all(), "a step of padding alone"
                 batch = opened.batch(rows_, bucket=bucket)
                 layout = opened.launch.shapes.batch.token_layout
-                padding = np.flatnonzero(token_row(batch, layout) < 0)[-bucket.num_logits :]
+                spare = bucket.num_logits - batch.num_logits
+                padding = np.flatnonzero(token_row(batch, layout) < 0)[:spare]
                 if padding.size:
-                    index = np.zeros(bucket.num_logits, np.int32)
-                    index[-padding.size :] = padding
-                    seen = replace(batch, logit_index=index, num_logits=bucket.num_logits)
+                    seen = _beside(batch, padding)
                     assert np.isfinite(opened.read(reader, seen)).all(), "padding tokens"
 
     @pytest.mark.parametrize("seed", range(6))
@@ -272,49 +272,19 @@ class AttentionSuite(Suite):
         claimed = [spec for name, spec in kinds if name in capabilities.attention]
         specs = [PLAIN, *(replace(spec, group=1) for spec in claimed[seed % 3 :][:1])]
         with self.texts(plugin, specs, num_blocks=26, seed=seed, poison=True) as texts:
-            Schedule(texts, capabilities).run(12 if self.is_quick else 30)
-
-
-class Schedule:
-    """A scheduler's work, by chance."""
-
-    def __init__(self, texts: Texts, capabilities: Capabilities) -> None:
-        self.texts, self.random = texts, texts.random
-        self.chunked = capabilities.chunked_prefill
-        self.running: list[Text] = []
-
-    def run(self, num_steps: int) -> None:
-        """So many times."""
-        for _ in range(num_steps):
-            self._admit()
-            self.texts.mixed([self._part(text) for text in self.running])
-            for text in [text for text in self.running if text.computed == len(text.ids)]:
-                self.running.remove(text)
-                self.texts.leave(text)
-
-    def _admit(self) -> None:
-        size = self.texts.session.block_size
-        least = min(len(pool.free) for pool in self.texts.blocks)
-        free = least - sum(-(-len(text.ids) // size) for text in self.running)
-        while len(self.running) < 5 and self.random.random() < 0.6:
-            length = self.random.randint(2, 90)
-            free -= -(-length // size)
-            if free < 0:
-                return
-            self.running.append(self.texts.add(length))
-
-    def _part(self, text: Text) -> Part:
-        left = len(text.ids) - text.computed
-        prompt = 2 * len(text.ids) // 3
-        if text.computed >= max(1, prompt):
-            return Part(text=text, count=1, is_decode=True)
-        if not self.chunked:
-            return Part(text=text, count=max(1, prompt) - text.computed)
-        return Part(text=text, count=min(left, self.random.randint(1, 40)))
+            Schedule(texts).run(12 if self.is_quick else 30)
 
 
 def _next(text: Text) -> Part:
     return Part(text=text, count=1, is_decode=True)
+
+
+def _beside(batch: StepBatch, padding: NDArray[np.intp]) -> StepBatch:
+    """`batch` with rows of logits for `padding` tokens too."""
+    mine = batch.logit_index[: batch.num_logits]
+    index = np.zeros_like(batch.logit_index)
+    index[: mine.size + padding.size] = np.sort(np.concatenate((mine, padding)))
+    return replace(batch, logit_index=index, num_logits=mine.size + padding.size)
 
 
 def _row(opened: Session, number: int, length: int) -> Row:

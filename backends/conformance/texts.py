@@ -60,7 +60,9 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Piece:
+class Piece:
+    """What a text brings to one step."""
+
     text: Text
     row: Row
 
@@ -119,15 +121,19 @@ class Texts:
     def mixed(self, parts: Sequence[Part]) -> None:
         """Rows of both kinds."""
         for pieces in self._steps(parts):
-            rows = [piece.row for piece in pieces]
-            logits: Logits = "all" if self.session.can_hold(rows, "all") else "last"
-            batch = self.session.batch(rows, logits=logits)
-            found = self.session.read(self.layers.reader, batch)
-            first = 0
-            for piece in pieces:
-                count = len(piece.row.token_ids) if logits == "all" else 1
-                self.check(piece.text, found[first : first + count], piece.row.end)
-                first += count
+            self.take(pieces)
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """One step, and what comes back is compared."""
+        rows = [piece.row for piece in pieces]
+        logits: Logits = "all" if self.session.can_hold(rows, "all") else "last"
+        batch = self.session.batch(rows, logits=logits)
+        found = self.session.read(self.layers.reader, batch)
+        first = 0
+        for piece in pieces:
+            count = len(piece.row.token_ids) if logits == "all" else 1
+            self.check(piece.text, found[first : first + count], piece.row.end)
+            first += count
 
     def check(self, text: Text, found: np.ndarray, end: int) -> None:
         """`found` [n, Hq * Dv] are the values of the last n of the first `end` tokens."""
@@ -144,10 +150,10 @@ class Texts:
         used = {self.session.launch.options.dtype, *(group.dtype for group in self.groups)}
         return next(name for name in ("bfloat16", "float16", "float32") if name in used)
 
-    def _steps(self, parts: Sequence[Part]) -> Iterator[list[_Piece]]:
+    def _steps(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
         """`parts` in as few steps as the policy allows; decode rows first."""
         most = self.session.launch.shapes.batch.max_tokens
-        current: list[_Piece] = []
+        current: list[Piece] = []
         for part in sorted(parts, key=lambda part: not part.is_decode):
             end = part.text.computed + part.count
             while part.text.computed < end:
@@ -156,7 +162,7 @@ class Texts:
                     current = []
                 # without chunked prefill max_tokens holds any text
                 count = min(end - part.text.computed, most)
-                piece = self._piece(part.text, count, is_decode=part.is_decode)
+                piece = self.piece(part.text, count, is_decode=part.is_decode)
                 if current and not self.session.can_hold([p.row for p in (*current, piece)]):
                     yield current
                     current = []
@@ -164,7 +170,8 @@ class Texts:
         if current:
             yield current
 
-    def _piece(self, text: Text, count: int, *, is_decode: bool) -> _Piece:
+    def piece(self, text: Text, count: int, *, is_decode: bool = False) -> Piece:
+        """The next tokens of a text, for a step that the caller takes."""
         start, end = text.computed, text.computed + count
         self._reserve(text, start, end)
         text.computed = end
@@ -175,7 +182,7 @@ class Texts:
             slot=text.slot,
             is_decode=is_decode,
         )
-        return _Piece(text=text, row=row)
+        return Piece(text=text, row=row)
 
     def _reserve(self, text: Text, start: int, end: int) -> None:
         """Give back what left the window, then take blocks for the tokens up to `end`."""
@@ -195,3 +202,41 @@ class Texts:
         gone = [block for block in blocks if block not in pool.owners or not pool.owners[block]]
         if self.poison and gone:
             self.session.overwrite(group, gone, float("nan"))
+
+
+class Schedule:
+    """A scheduler's work, by chance."""
+
+    def __init__(self, texts: Texts, *, longest: int = 90) -> None:
+        self.texts, self.random, self.longest = texts, texts.random, longest
+        self.chunked = texts.session.launch.capabilities.chunked_prefill
+        self.running: list[Text] = []
+
+    def run(self, num_steps: int) -> None:
+        """So many times."""
+        for _ in range(num_steps):
+            self._admit()
+            self.texts.mixed([self._part(text) for text in self.running])
+            for text in [text for text in self.running if text.computed == len(text.ids)]:
+                self.running.remove(text)
+                self.texts.leave(text)
+
+    def _admit(self) -> None:
+        size = self.texts.session.block_size
+        least = min(len(pool.free) for pool in self.texts.blocks)
+        free = least - sum(-(-len(text.ids) // size) for text in self.running)
+        while self.texts.slots and self.random.random() < 0.6:
+            length = self.random.randint(2, self.longest)
+            free -= -(-length // size)
+            if free < 0:
+                return
+            self.running.append(self.texts.add(length))
+
+    def _part(self, text: Text) -> Part:
+        left = len(text.ids) - text.computed
+        prompt = 2 * len(text.ids) // 3
+        if text.computed >= max(1, prompt):
+            return Part(text=text, count=1, is_decode=True)
+        if not self.chunked:
+            return Part(text=text, count=max(1, prompt) - text.computed)
+        return Part(text=text, count=min(left, self.random.randint(1, 40)))

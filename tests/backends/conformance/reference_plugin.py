@@ -13,6 +13,7 @@ from chipset.backends.options import EngineOptions, ModelSpec, ResolvedOptions
 from chipset.backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
 from chipset.backends.reference.attention import ReferenceAttention, attention_arrays
 from chipset.backends.reference.collectives import SingleRank
+from chipset.backends.reference.compiler import EagerCompiler
 from chipset.backends.reference.kv_cache import ReferenceKVCache
 from chipset.backends.reference.ops import ReferenceOps
 from chipset.backends.reference.quantization import ReferenceLinear
@@ -172,4 +173,6 @@ class DynamicPlugin(ReferencePlugin):
     """With exact shapes, and a cache that is given away and returned anew."""
 
     def __init__(self, **parts: Any) -> None:
-        super().__init__(**{"shapes": dynamic, "in_place": False, **parts})
+        capabilities = replace(CAPABILITIES, graphs="none")
+        mine = {"shapes": dynamic, "compiler": EagerCompiler, "capabilities": capabilities}
+        super().__init__(**{**mine, "in_place": False, **parts})
