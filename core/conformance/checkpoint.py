@@ -15,7 +15,7 @@ from ..models.tensors import checkpoint_layout
 
 VOCAB_SIZE = 384
 NAN_TOKEN = VOCAB_SIZE - 1
-"""Its embedding is nan, and so is every logit after it."""
+"""Where asked for, its embedding is nan, and so is every logit after it."""
 SIZES: Mapping[str, object] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -40,7 +40,9 @@ WINDOWED: Mapping[str, object] = {
 """One layer sees the last 40 tokens: two KV groups."""
 
 
-def make_checkpoint(kind: Mapping[str, object], folder: Path, *, seed: int = 0) -> ModelFiles:
+def make_checkpoint(
+    kind: Mapping[str, object], folder: Path, *, has_nan: bool = False, seed: int = 0
+) -> ModelFiles:
     """Write config.json and random weights; there is no tokenizer, for an engine reads none."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.json"
@@ -52,7 +54,7 @@ def make_checkpoint(kind: Mapping[str, object], folder: Path, *, seed: int = 0) 
         # large enough for texts that do not settle on one token
         noise = torch.randn(piece.shape, generator=generator) * (0.2 if is_norm else 0.3)
         tensors[name] = noise + 1 if is_norm else noise
-        if "embed" in name:
+        if has_nan and "embed" in name:
             tensors[name][NAN_TOKEN] = float("nan")
     weights = folder / "model.safetensors"
     save_file(tensors, weights)

@@ -124,7 +124,7 @@ class EngineSuite(Suite):
                 if mine.logprob is not None and yours.logprob is not None:
                     assert math.isclose(mine.logprob, yours.logprob, abs_tol=1e-2)
 
-    @pytest.mark.parametrize("fault", ["nan", "before", "after"])
+    @pytest.mark.parametrize("fault", ["nan prompt", "nan output", "before", "after"])
     def test_a_poisoned_request_ends_alone(
         self,
         fault: str,
@@ -133,14 +133,23 @@ class EngineSuite(Suite):
         tmp_path: Path,
         record_property: Record,
     ) -> None:
-        """One of 16 gives nan logits, or makes the step raise before or after the device ran it."""
-        files = self.checkpoint("full", capabilities, tmp_path)
+        """One of 16 gives nan logits, or makes the step raise before or after the device ran it.
+
+        A nan in the prompt shows in the first logits; one that is drawn meets the other rows in a decode step.
+        """
+        has_nan = fault.startswith("nan")
+        files = self.checkpoint("full", capabilities, tmp_path, has_nan=has_nan)
         prompts = {n: list(range(11 * n, 11 * n + 6 + n % 5)) for n in range(NUM_POISONED)}
         healthy = [Arrival(submit=make_submit(n, p, 12)) for n, p in prompts.items()]
         theirs = self.serve(self.reference(), files, healthy)
         bad = 9
-        prompts[bad].append(NAN_TOKEN if fault == "nan" else MARKED_TOKEN)
-        arrivals = [Arrival(submit=make_submit(n, p, 12)) for n, p in prompts.items()]
+        sampling = dict.fromkeys(prompts, SamplingParams(num_logprobs=2))
+        if fault == "nan output":
+            self.require("bias" in capabilities.features, "bias: not claimed")
+            sampling[bad] = SamplingParams(logit_bias={NAN_TOKEN: 1e4})
+        else:
+            prompts[bad].append(NAN_TOKEN if has_nan else MARKED_TOKEN)
+        arrivals = [Arrival(submit=make_submit(n, p, 12, sampling[n])) for n, p in prompts.items()]
 
         def raises(batch: StepBatch) -> Exception | None:
             return InjectedFault() if MARKED_TOKEN in batch.token_ids else None
@@ -153,7 +162,7 @@ class EngineSuite(Suite):
         with self.running(witnessed, files) as engine:
             meaning = engine.runner.classify(InjectedFault())
             self.require(
-                fault == "nan" or meaning == "request",
+                has_nan or meaning == "request",
                 f"the backend takes an error that it does not know for {meaning}",
             )
             ours = serve(engine, arrivals)
@@ -192,13 +201,16 @@ class EngineSuite(Suite):
         comparison.check()
         witnessed.witness.assert_clean()
 
-    def checkpoint(self, kind: str, capabilities: Capabilities, folder: Path) -> ModelFiles:
+    def checkpoint(
+        self, kind: str, capabilities: Capabilities, folder: Path, *, has_nan: bool = False
+    ) -> ModelFiles:
         """A tiny random model, where the backend claims what it needs."""
         self.require("float32" in capabilities.dtypes, "float32: not claimed")
         self.require(
             kind == "full" or "window" in capabilities.attention, "sliding windows: not claimed"
         )
-        return make_checkpoint({"full": FULL, "windowed": WINDOWED}[kind], folder / kind)
+        kinds = {"full": FULL, "windowed": WINDOWED}
+        return make_checkpoint(kinds[kind], folder / kind, has_nan=has_nan)
 
     @contextmanager
     def running(self, plugin: Plugin, files: ModelFiles) -> Iterator[Engine]:
