@@ -30,6 +30,7 @@ VARIANTS: Mapping[str, AttentionSpec] = {
     "a key head a head": replace(PLAIN, num_kv_heads=4),
     "one key head": replace(PLAIN, num_kv_heads=1),
     "three key heads of nine": replace(PLAIN, num_heads=9, num_kv_heads=3),
+    "a scale of its own": replace(PLAIN, scale=0.21),
     "window": WINDOW,
     "window of one token": replace(PLAIN, window=1),
     "window of a block": replace(PLAIN, window=32),

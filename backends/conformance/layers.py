@@ -82,8 +82,9 @@ class Layers:
             sinks = torch.randn(spec.num_heads, generator=generator)
             self.tensors[f"sinks{layer}"] = sinks.to(self.dtype)
         if spec.alibi:
-            head = torch.arange(1, spec.num_heads + 1)
-            self.tensors[f"slopes{layer}"] = 2.0 ** (-8.0 * head / spec.num_heads)
+            # none that a plugin could work out for itself
+            slopes = torch.rand(spec.num_heads, generator=generator)
+            self.tensors[f"slopes{layer}"] = slopes * 0.5 + 0.02
 
     def _compute(self, ids: Tensor, inputs: StepInputs, cache: Cache) -> tuple[Tensor, Cache]:
         backend, tensor = self.session.backend, self.reader.get_buffer

@@ -239,6 +239,16 @@ class StepsSuite(Suite):
             for some in (pieces, pieces[:1], pieces[1:], pieces[2:], pieces):
                 texts.take(some)
 
+    def test_each_wrapped_module_is_run_itself(self, plugin: Plugin) -> None:
+        """Two of the same name and shapes, which read different tables."""
+        with self.texts(plugin) as texts:
+            opened = texts.session
+            batch = texts.batch([texts.piece(texts.add(9), 9)])
+            vocab_size = opened.launch.model.vocab_size
+            readers = [opened.table(torch.full((vocab_size, 8), value)) for value in (1.0, 2.0)]
+            found = [opened.read(reader, batch)[0, 0] for reader in (*readers, readers[0])]
+            assert found == [1.0, 2.0, 1.0], f"the table of another module was read: {found}"
+
     def test_torch_is_left_as_it_was(self, plugin: Plugin) -> None:
         """No global state changes after create()."""
         with self.texts(plugin) as texts:

@@ -1,0 +1,165 @@
+"""Mistakes of the KV cache, its slots and its budget."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from chipset.backends.compiler import Compiler
+from chipset.backends.kv_cache import KVBlob, KVPlan
+from chipset.backends.reference.sampler import ReferenceSampler
+from chipset.backends.runtime import Pending
+
+from ..bucketed import CountingCompiler
+from ..mutation import Mutation
+from ..reference_plugin import FixedKVCache, ReferencePlugin
+
+
+class OneLayer(FixedKVCache):
+    def block_bytes(self, group):  # type: ignore[no-untyped-def]
+        return super().block_bytes(group) // len(group.layers)
+
+
+class KeysOnly(FixedKVCache):
+    def copy_blocks(self, cache, group, pairs):  # type: ignore[no-untyped-def]
+        copied = super().copy_blocks(cache._replace(values={}), group, pairs)
+        return copied._replace(values=cache.values)
+
+    def _map_layers(self, cache, group, of_keys, of_values):  # type: ignore[no-untyped-def]
+        if cache.values:
+            return super()._map_layers(cache, group, of_keys, of_values)
+        keys = {n: of_keys(cache.keys[n], i) for i, n in enumerate(self.plans[group].group.layers)}
+        return cache._replace(keys={**cache.keys, **keys})
+
+
+class BackwardsPairs(FixedKVCache):
+    def copy_blocks(self, cache, group, pairs):  # type: ignore[no-untyped-def]
+        return super().copy_blocks(cache, group, np.ascontiguousarray(pairs[:, ::-1]))
+
+
+class FirstGroup(FixedKVCache):
+    def copy_blocks(self, cache, group, pairs):  # type: ignore[no-untyped-def]
+        return super().copy_blocks(cache, 0, pairs)
+
+
+class SortedImport(FixedKVCache):
+    def import_blocks(self, cache, group, blocks, blob):  # type: ignore[no-untyped-def]
+        return super().import_blocks(cache, group, np.sort(blocks), blob)
+
+
+class Late(Pending[KVBlob]):
+    """Looks when it is asked."""
+
+    def __init__(self, look: Any) -> None:
+        self.look = look
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> KVBlob:
+        return self.look()
+
+
+class LateExport(FixedKVCache):
+    def export_blocks(self, cache, group, blocks):  # type: ignore[no-untyped-def]
+        return Late(lambda: FixedKVCache.export_blocks(self, cache, group, blocks).result())
+
+
+class NoNullBlock(FixedKVCache):
+    def allocate(self, plans):  # type: ignore[no-untyped-def]
+        fewer = [KVPlan(group=plan.group, num_blocks=plan.num_blocks - 1) for plan in plans]
+        return super().allocate(fewer)
+
+
+class ResetForgotten(FixedKVCache):
+    def reset_slot(self, cache, slot, counts):  # type: ignore[no-untyped-def]
+        return cache
+
+
+class ResetAdds(FixedKVCache):
+    def reset_slot(self, cache, slot, counts):  # type: ignore[no-untyped-def]
+        if counts is not None:
+            cache.counts[slot] += torch.from_numpy(counts.copy())
+        return cache
+
+
+class ResetNext(FixedKVCache):
+    def reset_slot(self, cache, slot, counts):  # type: ignore[no-untyped-def]
+        return super().reset_slot(cache, (slot + 1) % (self.num_slots + 1), counts)
+
+
+class Boundless(FixedKVCache):
+    def budget(self, utilisation, largest_step):  # type: ignore[no-untyped-def]
+        return 2 * self.runtime.memory().total
+
+
+class Shrinking(FixedKVCache):
+    def budget(self, utilisation, largest_step):  # type: ignore[no-untyped-def]
+        self.num_asked = getattr(self, "num_asked", 0) + 1
+        return super().budget(utilisation, largest_step) - self.num_asked * 2**20
+
+
+class ByRow(ReferenceSampler):
+    def _keep(self, cache, slot, ids, *, counted):  # type: ignore[no-untyped-def]
+        row = torch.arange(len(slot), dtype=torch.int32).clamp(max=cache.counts.shape[0] - 1)
+        return super()._keep(cache, row, ids, counted=counted)
+
+
+class NeverFed(ReferenceSampler):
+    def feed(self, inputs, cache):  # type: ignore[no-untyped-def]
+        return inputs.token_ids
+
+
+class Losing(CountingCompiler):
+    """Gives the cache away before the step, which is gone when the step fails."""
+
+    def wrap(self, name, module):  # type: ignore[no-untyped-def]
+        run = super().wrap(name, module)
+
+        def losing(staged, cache, *rest):  # type: ignore[no-untyped-def]
+            try:
+                return run(staged, cache, *rest)
+            except ValueError:
+                for pages in (*cache.keys.values(), *cache.values.values()):
+                    pages.fill_(torch.nan)
+                raise
+
+        return losing
+
+
+def _kv(name: str, mistake: str, kv: type[FixedKVCache]) -> Mutation:
+    return Mutation(
+        name=name, area="kv_cache", mistake=mistake, plugin=partial(ReferencePlugin, kv=kv)
+    )
+
+
+def _sampler(name: str, mistake: str, sampler: type[ReferenceSampler]) -> Mutation:
+    plugin = partial(ReferencePlugin, sampler=sampler)
+    return Mutation(name=name, area="kv_cache", mistake=mistake, plugin=plugin)
+
+
+def _compiler(name: str, mistake: str, compiler: type[Compiler]) -> Mutation:
+    plugin = partial(ReferencePlugin, compiler=compiler)
+    return Mutation(name=name, area="kv_cache", mistake=mistake, plugin=plugin)
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    _kv("block of one layer", "block_bytes counts one layer of the group", OneLayer),
+    _kv("keys alone are copied", "copy_blocks leaves the values", KeysOnly),
+    _kv("copies backwards", "copy_blocks takes pairs as (to, from)", BackwardsPairs),
+    _kv("copies in the first group", "copy_blocks forgets which group", FirstGroup),
+    _kv("imports in order of ids", "blocks are sorted and the blob is not", SortedImport),
+    _kv("export looks late", "blocks are read when result() is called", LateExport),
+    _kv("null block not allocated", "the last block lies outside the cache", NoNullBlock),
+    _kv("reset forgotten", "a slot keeps the counts of the request before", ResetForgotten),
+    _kv("reset adds", "counts are added to those of the request before", ResetAdds),
+    _kv("reset of the next slot", "counts go to the neighbour", ResetNext),
+    _kv("budget without bound", "more bytes than the device has", Boundless),
+    _kv("budget by what is free", "predicted anew at each call", Shrinking),
+    _sampler("drawn ids by row", "ids and counts are kept by row, not by slot", ByRow),
+    _sampler("drawn ids not fed", "token_slot is ignored", NeverFed),
+    _compiler("lost cache called usable", "a failed step spoils it, usable() says yes", Losing),
+)
