@@ -98,7 +98,7 @@ class Bench:
             if best - second > MARGIN and drawing.target is None:
                 num_compared += 1
                 wanted = int(np.argmax(found))
-                assert ids[index] == wanted, f"{drawing} draws {wanted}, not {ids[index]}"
+                assert ids[index] == wanted, f"{ids[index]} drawn, {wanted} due: {drawing}"
             if output.logprob is not None:
                 of = drawn_from(logits, drawing, held) if drawing.of_drawn else logits
                 expect_logprobs(np.asarray(of, np.float64), output, index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 import numpy as np
@@ -40,6 +40,12 @@ class Drawing:
     of_drawn: bool = False
     for_sink: bool = False
     """What is drawn is kept for nobody, as on padding."""
+
+    def __str__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = Drawing()
+        told = [f"{name} {it}" for name, it in given.items() if it != getattr(plain, name)]
+        return ", ".join(told) or "greedy"
 
     @property
     def features(self) -> frozenset[str]:

@@ -78,14 +78,14 @@ class SignedShift(ReferenceSampler):
         key = mix(mix(mix(seed[:, 0]) ^ seed[:, 1]) ^ position)[:, None]
         bits = mix(key ^ mix(token + 1)) & 0x7FFFFF
         uniform = (bits.float() + 0.5) * 2.0**-23
-        return torch.argmax(logits - torch.log(-torch.log(uniform)), -1)
+        return torch.argmax(logits - torch.log(-torch.log(uniform)), -1).to(torch.int32)
 
 
 class UniformNoise(ReferenceSampler):
     def noisy_best(self, logits: Tensor, seed: Tensor, position: Tensor) -> Tensor:
         token = torch.arange(logits.shape[-1], dtype=torch.int32)
         gumbel = reference.gumbel(reference.noise_key(seed, position)[:, None], token)
-        return torch.argmax(logits + torch.exp(-torch.exp(-gumbel)), -1)
+        return torch.argmax(logits + torch.exp(-torch.exp(-gumbel)), -1).to(torch.int32)
 
 
 class GreedyIsNoisy(ReferenceSampler):
@@ -93,8 +93,8 @@ class GreedyIsNoisy(ReferenceSampler):
         self, logits: Tensor, features: frozenset[str], sampling: SamplingTensors
     ) -> tuple[Tensor, Tensor]:
         if "sampled" in features:
-            hot = sampling["temperature"].clamp(min=1.0)
-            sampling = {**sampling, "temperature": hot}
+            given = sampling["temperature"]
+            sampling = {**sampling, "temperature": torch.where(given > 0, given, 1.0)}
         return super().draw(logits, features, sampling)
 
 
@@ -195,7 +195,11 @@ class TargetsDrawn(ReferenceSampler):
         self, logits: Tensor, inputs: StepInputs, cache: Cache
     ) -> tuple[StepOutput, Cache]:
         output, cache = super().__call__(logits, inputs, cache)
-        return replace(output, ids=torch.argmax(logits, -1).to(torch.int32)), cache
+        if "targets" in inputs.features:
+            best = torch.argmax(logits, -1).to(torch.int32)
+            ids = torch.where(inputs.sampling["target"] >= 0, best, output.ids)
+            output = replace(output, ids=ids)
+        return output, cache
 
 
 class BitsReversed(ReferenceSampler):
