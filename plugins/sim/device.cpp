@@ -26,11 +26,11 @@ using torch::jit::Stack;
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kDevice; }
   c10::Device exchangeDevice(c10::Device device) const override {
-    return {kDevice, std::exchange(current_device, device.index())};
+    return {kDevice, switch_device(device.index())};
   }
   c10::Device getDevice() const override { return {kDevice, current_device}; }
-  void setDevice(c10::Device device) const override { current_device = device.index(); }
-  void uncheckedSetDevice(c10::Device device) const noexcept override { current_device = device.index(); }
+  void setDevice(c10::Device device) const override { switch_device(device.index()); }
+  void uncheckedSetDevice(c10::Device device) const noexcept override { switch_device(device.index()); }
   c10::Stream getStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
   c10::Stream getDefaultStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
@@ -49,11 +49,9 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   c10::DeviceIndex deviceCount() const override { return static_cast<c10::DeviceIndex>(num_devices); }
   c10::DeviceIndex getCurrentDevice() const override { return current_device; }
-  void setCurrentDevice(c10::DeviceIndex index) const override { current_device = index; }
-  c10::DeviceIndex exchangeDevice(c10::DeviceIndex index) const override {
-    return std::exchange(current_device, index);
-  }
-  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex index) const override { return exchangeDevice(index); }
+  void setCurrentDevice(c10::DeviceIndex index) const override { switch_device(index); }
+  c10::DeviceIndex exchangeDevice(c10::DeviceIndex index) const override { return switch_device(index); }
+  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex index) const override { return switch_device(index); }
   c10::Allocator* getPinnedMemoryAllocator() const override { return c10::GetAllocator(c10::kCPU); }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override { grow(storage, bytes); }
 };
@@ -72,7 +70,7 @@ class Call {
   void run() {
     check_operator(traits_);
     const size_t count = op_.schema().arguments().size();
-    c10::IValue* arguments = &*stack_.end() - count;
+    c10::IValue* arguments = stack_.data() + stack_.size() - count;
     for (size_t i = 0; i < count; ++i) arguments[i] = lowered(arguments[i], arguments, i);
     ++ledger.kernels;
     {
@@ -83,9 +81,7 @@ class Call {
       }
     }
     const size_t results = op_.schema().returns().size();
-    for (auto value = stack_.end() - static_cast<ptrdiff_t>(results); value != stack_.end(); ++value) {
-      *value = raised(*value);
-    }
+    for (size_t i = stack_.size() - results; i < stack_.size(); ++i) stack_[i] = raised(stack_[i]);
   }
 
  private:
@@ -128,7 +124,7 @@ class Call {
       }
       return tensor;
     }
-    check_not_int64(tensor.scalar_type(), "argument of " + traits_.name);
+    check_not_int64(tensor.scalar_type(), "argument of ", traits_.name);
     const auto device = tensor.device().index();
     if (index_.value_or(device) != device && tensor.dim() > 0) {
       refuse("other_device", traits_.name + ": tensors of two devices");
@@ -174,7 +170,7 @@ class Call {
     for (const auto& pair : pairs_) {
       if (result.storage().is_alias_of(pair.host.storage())) return view_like(result, pair.device);
     }
-    if (!traits_.orders) check_not_int64(result.scalar_type(), "result of " + traits_.name);
+    if (!traits_.orders) check_not_int64(result.scalar_type(), "result of ", traits_.name);
     if (!traits_.moves) check_finite(traits_.name, result);
     return moved_to_device(result, index_.value_or(current_device));
   }
@@ -243,8 +239,7 @@ Tensor& set_whole_storage(Tensor& self, at::Storage storage) {
 // Between devices, and whatever of copy_ is not the CPU's own.
 Tensor copy_from(const Tensor& source, const Tensor& target, bool) {
   if (!is_here(target)) {
-    check_read("a copy to the host");
-    check_not_int64(source.scalar_type(), "tensor copied to the host");
+    check_read(source, "a copy to the host");
     target.copy_(host_view(source));
     return target;
   }
@@ -274,8 +269,7 @@ Tensor copy_from_and_resize(const Tensor& source, const Tensor& target) {
 }
 
 at::Scalar read_scalar(const Tensor& self) {
-  check_read("the value of a tensor (item, bool, int, float, an index)");
-  check_not_int64(self.scalar_type(), "value read");
+  check_read(self, "the value of a tensor (item, bool, int, float, an index)");
   return at::_local_scalar_dense(host_view(self));
 }
 

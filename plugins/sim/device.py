@@ -16,10 +16,8 @@ import torch
 from torch.utils import backend_registration
 
 from ...backends.errors import BackendUnavailable
-from . import watch
+from . import watch as watch
 from .library import Library
-
-__all__ = ["watch"]
 
 NAME = "sim"
 DEFAULT_TOTAL_BYTES = 8 << 30

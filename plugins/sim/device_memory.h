@@ -14,13 +14,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #ifndef CHIPSET_DEVICE_KEY
@@ -63,6 +66,11 @@ inline std::array<Usage, kMaxDevices> usage;  // by device
 inline std::atomic<int64_t> total_bytes{int64_t{8} << 30};
 inline std::atomic<int> num_devices{1};
 inline thread_local c10::DeviceIndex current_device = 0;
+
+// The device before; an index below 0 stands for the current one.
+inline c10::DeviceIndex switch_device(c10::DeviceIndex index) {
+  return index < 0 ? current_device : std::exchange(current_device, index);
+}
 
 struct Segment {
   char* device;

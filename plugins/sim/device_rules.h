@@ -6,7 +6,9 @@
 #include <ATen/ops/isinf.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "device_memory.h"
 
@@ -35,6 +37,7 @@ struct Traits {
   bool orders = false;      // its int64 result is the index of something
   bool compares = false;    // may be told an infinity: the result is bool
   bool moves = false;       // makes no values of its own, so an infinity in its result was there before
+  bool flat = false;        // its index counts through the flattened tensor
   bool only_int64 = false;  // torch's kernel takes no int32 index, hardware does
   std::vector<bool> is_index, is_written;
 
@@ -52,7 +55,8 @@ struct Traits {
     compares = among({"eq", "ne", "lt", "le", "gt", "ge"});
     moves = among({"index", "index_select", "gather", "embedding", "cat", "clone", "take", "flip", "roll", "repeat",
                    "scatter", "index_put", "index_put_impl", "index_copy"});
-    only_int64 = among({"index_copy", "index_fill", "take", "put"});
+    flat = among({"take", "put"});
+    only_int64 = flat || among({"index_copy", "index_fill"});
     const bool indexes = starts({"index", "gather", "scatter", "embedding", "take", "put", "unsafe_index"});
     for (const auto& argument : op.schema().arguments()) {
       is_index.push_back(indexes && (argument.name() == "index" || argument.name() == "indices"));
@@ -81,13 +85,14 @@ struct Traits {
 
 inline bool is_here(const at::Tensor& tensor) { return tensor.device().type() == kDevice; }
 
-inline void check_read(const std::string& what) {
-  if (permits == 0) refuse("read", "reading without a permit: " + what);
-  ++ledger.reads;
+inline void check_not_int64(at::ScalarType dtype, const char* what, const std::string& name = "") {
+  if (dtype == at::kLong && rules.int64) refuse("int64", std::string("int64 ") + what + name);
 }
 
-inline void check_not_int64(at::ScalarType dtype, const std::string& what) {
-  if (dtype == at::kLong && rules.int64) refuse("int64", "int64 " + what);
+inline void check_read(const at::Tensor& source, const char* how) {
+  if (permits == 0) refuse("read", std::string("reading without a permit: ") + how);
+  check_not_int64(source.scalar_type(), "tensor read: ", how);
+  ++ledger.reads;
 }
 
 inline void check_operator(const Traits& op) {
@@ -98,12 +103,11 @@ inline void check_operator(const Traits& op) {
 // How many places an index may name, -1 where that is unknown. `position` counts in a list of indices.
 inline int64_t index_bound(const Traits& op, const c10::FunctionSchema& schema, const c10::IValue* arguments,
                            size_t position) {
-  if (!arguments[0].isTensor()) return -1;
+  const std::string& first = schema.arguments()[0].name();
+  if (first != "self" && first != "weight") return -1;
   const at::Tensor& self = arguments[0].toTensor();
-  int64_t dim = static_cast<int64_t>(position);
-  if (op.only_int64 && (op.name.find("take") != std::string::npos || op.name.find("put") != std::string::npos)) {
-    return self.numel();
-  }
+  if (op.flat) return self.numel();
+  auto dim = static_cast<int64_t>(position);
   if (const auto at = schema.argumentIndexWithName("dim")) dim = arguments[*at].toInt();
   if (dim < 0) dim += self.dim();
   return dim < self.dim() ? self.size(dim) : 1;

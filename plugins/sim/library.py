@@ -21,7 +21,6 @@ from ...backends.errors import BackendUnavailable
 
 SOURCES = ("device.cpp", "device_rules.h", "device_memory.h")
 LIBRARIES = ("torch", "torch_cpu", "c10")
-_TORCH = Path(torch.__file__).parent
 _BUILD_TIMEOUT_S = 600
 
 
@@ -36,8 +35,9 @@ class Library:
     def flags(self) -> tuple[str, ...]:
         """Of the compiler. Torch's headers count as the system's, so that their warnings stay away."""
         abi = int(torch.compiled_with_cxx11_abi())
-        headers = (_TORCH / "include", _TORCH / "include" / "torch" / "csrc" / "api" / "include")
-        lib = _TORCH / "lib"
+        home = Path(torch.__file__).parent
+        include, lib = home / "include", home / "lib"
+        headers = (include, include / "torch" / "csrc" / "api" / "include")
         return (
             *("-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
             *(f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DCHIPSET_DEVICE_KEY={self.key}"),

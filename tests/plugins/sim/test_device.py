@@ -92,6 +92,7 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "order": lambda x, w, i: x.argmax(-1).to(torch.int32),
     "comparison": lambda x, w, i: torch.where((x > 0) & (x < 1), x, torch.finfo(x.dtype).min),
     "integers": lambda x, w, i: ((i ^ 5) * -2048144789 >> 3) & 7,
+    "transposed": lambda x, w, i: x.t().neg(),
     "cast": lambda x, w, i: x.to(torch.float16).float().to(torch.int32),
     "made there": lambda x, w, i: torch.arange(4, dtype=torch.int32, device=i.device) + i[0],
     "bits": lambda x, w, i: i.view(torch.float32),
@@ -143,9 +144,19 @@ class TestWriting:
             whole.view(-1)[5].fill_(7.0)
         assert same(y, x)
 
+    def test_through_a_view_that_a_kernel_made_is_too(self) -> None:
+        x = random(4, 6)
+        y = x.to("sim")
+        for whole in (x, y):
+            whole.unfold(1, 2, 2)[0, 1].fill_(7.0)
+        assert same(y, x)
+
     def test_in_place_gives_the_tensor_itself(self) -> None:
         y = random(4, 6).to("sim")
         assert y.add_(1) is y
+        with torch.inference_mode():
+            z = y.clone()
+            assert torch.ops.aten.add_.Tensor(z, 1) is z
         assert y.index_put_((torch.zeros(1, dtype=torch.int32, device="sim"),), y[1:2] + 1) is y
 
     def test_into_a_large_cache_moves_the_rows_only(self) -> None:
