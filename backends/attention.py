@@ -22,7 +22,9 @@ class AttentionParams:
     alibi_slopes: Tensor | None = None
     """[Hq]"""
     key_scale: Tensor | None = None
+    """Of a quantised cache: f32 scalar."""
     value_scale: Tensor | None = None
+    """Of a quantised cache: f32 scalar."""
 
 
 class Attention(ABC):

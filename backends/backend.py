@@ -38,14 +38,23 @@ class Backend(ABC):
     """What a worker touches its device through."""
 
     runtime: Runtime
+    """Memory, copies, the wait."""
     kv: KVCache
+    """Blocks and request slots."""
     attention: Attention
+    """Over the cache."""
     linear: Linear
+    """Projections, embeddings, experts."""
     ops: Ops
+    """Norms, rotary embeddings, activations, routing."""
     comm: Collectives
+    """Between ranks."""
     compiler: Compiler
+    """From modules to graphs."""
     sampler: Sampler
+    """From logits to ids."""
     telemetry: Telemetry = Telemetry()
+    """Ranges and counters."""
 
     @abstractmethod
     def prepare(self, batch: StepBatch) -> Prepared:

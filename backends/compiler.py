@@ -18,8 +18,11 @@ class CompileReport:
     """What warm-up made."""
 
     num_graphs: int
+    """Made in warm-up."""
     seconds: float
+    """Taken by warm-up."""
     bytes_reserved: int
+    """On the device, for graphs."""
 
 
 class Compiler(ABC):

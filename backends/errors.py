@@ -18,6 +18,7 @@ class ChipsetError(Exception):
     """The message is one line: the cause, then the cure. `exit_code` is what the command ends with."""
 
     exit_code: ClassVar[int] = 1
+    """What the command ends with."""
 
 
 class UnknownBackend(ChipsetError):

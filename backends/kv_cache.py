@@ -25,7 +25,9 @@ class KVPlan:
     """How many blocks a group gets: ids 0 .. num_blocks - 1, of which 0 is null."""
 
     group: KVGroup
+    """One of ModelSpec.groups."""
     num_blocks: int
+    """The null block included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,9 @@ class KVBlob:
     heads: tuple[int, int]
     """First and end of the model's kv heads held."""
     key_scales: Tensor | None = None
+    """Of a quantised cache."""
     value_scales: Tensor | None = None
+    """Of a quantised cache."""
 
 
 class KVCache(ABC):

@@ -15,8 +15,11 @@ class ParallelOptions:
     """Over how many ranks a model is cut."""
 
     tensor: int = 1
+    """Ranks that share every layer."""
     pipeline: int = 1
+    """Stages of layers."""
     expert: bool = False
+    """Experts are spread over the tensor ranks rather than cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,16 +27,25 @@ class EngineOptions:
     """What the user set; None or "auto" is left to the plugin."""
 
     dtype: str = "auto"
+    """Of weights and activations, by torch's name."""
     kv_dtype: str = "auto"
+    """`auto` is the model's."""
     block_size: int | None = None
+    """Tokens a KV block."""
     max_context: int | None = None
+    """Tokens of prompt and output together."""
     max_batch_tokens: int | None = None
+    """Tokens a step computes."""
     max_batch_rows: int | None = None
+    """Requests that run at once."""
     kv_bytes: int | None = None
+    """For KV blocks, per device; None: by what is free."""
     memory_utilisation: float = 0.9
+    """Share of the device's memory to use, above 0 and at most 1."""
     graph_memory: float = 0.1
     """Share of the device kept free for graphs; 0 where there are none."""
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    """Over how many ranks the model is cut."""
     backend_options: Mapping[str, str] = field(default_factory=dict)
     """Names from PluginInfo.options; checked by resolve."""
 
@@ -43,9 +55,13 @@ class ResolvedOptions:
     """Nothing left to default; `reasons` says why each was chosen (printed at start)."""
 
     dtype: str
+    """One of Capabilities.dtypes."""
     kv_dtype: str
+    """One of Capabilities.kv_dtypes."""
     block_size: int
+    """One of Capabilities.block_sizes."""
     max_context: int
+    """At most the model's."""
     max_batch_tokens: int
     """At least max_context where prefill cannot be chunked."""
     max_batch_rows: int
@@ -55,12 +71,17 @@ class ResolvedOptions:
     max_logit_bias: int
     """N of SamplingBatch.bias_ids."""
     memory_utilisation: float
+    """Handed to KVCache.budget."""
     graph_memory: float
+    """Share of the device kept free for graphs."""
     kv_bytes: int | None
     """Bytes of KV per device that the user fixed; the core's affair."""
     parallel: ParallelOptions
+    """As asked for."""
     backend_options: Mapping[str, str]
+    """Every name of PluginInfo.options, with its value."""
     reasons: Mapping[str, str]
+    """By the name of the field."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +92,15 @@ class KVGroup:
     """
 
     kind: Literal["full", "sliding", "latent", "state", "cross"]
+    """full: all tokens are kept. sliding: the last `window`. Others: latent, recurrent state, cross attention."""
     layers: tuple[int, ...]
+    """Their numbers in the model, ascending."""
     num_kv_heads: int
     """Of this rank."""
     head_size: int
+    """Of keys."""
     value_size: int
+    """Of values."""
     dtype: str
     """Never "auto"."""
     window: int | None = None
@@ -89,17 +114,25 @@ class AttentionSpec:
     num_heads: int
     """Hq of this rank."""
     num_kv_heads: int
+    """Hkv of this rank; Hq / Hkv query heads share one, neighbours first."""
     head_size: int
+    """D, of queries and keys."""
     value_size: int
+    """Dv, of values and outputs."""
     scale: float
+    """Of the scores, before anything else."""
     group: int
     """Number of the KV group."""
     causal: bool = True
+    """A token sees none after it."""
     window: int | None = None
     """Tokens seen, itself included."""
     soft_cap: float | None = None
+    """c: scores become c * tanh(score / c), before bias and mask."""
     sinks: bool = False
+    """AttentionParams.sinks takes its share of each softmax and gives no value."""
     alibi: bool = False
+    """AttentionParams.alibi_slopes times (key index - query index) is added to the scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,14 +140,21 @@ class ModelSpec:
     """What a plugin may know of a model, as one rank holds it."""
 
     architecture: str
+    """Such as LlamaForCausalLM."""
     num_layers: int
+    """Of this stage."""
     hidden_size: int
+    """H"""
     vocab_size: int
+    """V, whole."""
     max_context: int
+    """Tokens; before resolve what the model was made for, in Launch what is served."""
     dtype: str
+    """Of weights and activations."""
     weight_bytes: int
     """Of this rank."""
     groups: tuple[KVGroup, ...]
+    """Of KV, by number."""
     attention: tuple[AttentionSpec, ...]
     """The distinct ones."""
 
@@ -126,18 +166,27 @@ class SamplingParams:
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int | None = None
+    """Only the k most likely tokens; None: all."""
     top_p: float = 1.0
+    """Only the fewest most likely tokens whose probabilities reach this."""
     min_p: float = 0.0
+    """Only tokens at least this likely, as a share of the likeliest."""
     typical_p: float = 1.0
+    """Only the fewest tokens of most typical information whose probabilities reach this."""
     repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or output."""
     frequency_penalty: float = 0.0
+    """Times the count of a token in the output, taken from its logit."""
     presence_penalty: float = 0.0
+    """Taken from the logits of tokens in the output."""
     seed: int | None = None
     """64 bits; the core draws one where the user gave none."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these ids."""
     num_logprobs: int | None = None
     """None: no logprobs. n: that of the drawn token and of the n best."""
     watermark: bool = False
+    """TGI's."""
 
     @property
     def features(self) -> frozenset[str]:

@@ -30,8 +30,11 @@ class PluginInfo:
     name: str
     """What --backend takes."""
     api_version: tuple[int, int]
+    """Of the contract that it was built for: API_VERSION at that time."""
     distribution: str
+    """The package that brings it."""
     summary: str
+    """A few words for tables."""
     environment: tuple[str, ...] = ()
     """Variables it reads."""
     options: tuple[str, ...] = ()
@@ -43,7 +46,9 @@ class Probe:
     """What is on this machine. Found by device nodes, sysfs, PCI, NVML: never by importing an SDK."""
 
     available: bool
+    """Whether the backend would start here."""
     num_devices: int
+    """Usable ones, of this host."""
     reason: str
     """Always filled: "found /dev/neuron0..15, but package torch-neuronx is missing"."""
     cure: str = ""
@@ -63,8 +68,11 @@ class WorkerSpec:
     """One process to start. Executors (in process, spawn, torchrun, Ray) only read it."""
 
     rank: int
+    """Of all workers, from 0."""
     local_rank: int
+    """Among those of its host."""
     host: int
+    """Index into the hosts that worker_plan was given."""
     devices: tuple[int, ...]
     """Several under SPMD."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -76,16 +84,23 @@ class Launch:
     """All that a worker is told; sent by the engine process, so nothing is decided twice."""
 
     plugin: str
+    """PluginInfo.name"""
     worker: WorkerSpec
+    """This one."""
     world_size: int
+    """Workers in all."""
     rendezvous: str
     """tcp://host:port, or "" for a world of one."""
     groups: Mapping[str, tuple[int, ...]]
     """"tensor", "pipeline", "expert": the ranks of mine."""
     capabilities: Capabilities
+    """What the parent half said; the worker refuses what its device cannot honour."""
     options: ResolvedOptions
+    """What resolve gave."""
     model: ModelSpec
+    """As this rank holds it."""
     shapes: ShapePolicy
+    """What shapes gave; the worker pads nothing itself."""
     cache_dir: str | None = None
     """For compiled graphs."""
 
@@ -94,6 +109,7 @@ class Plugin(ABC):
     """Importing it imports no SDK; calling anything but create touches no device."""
 
     info: PluginInfo
+    """Constant."""
 
     @abstractmethod
     def probe(self) -> Probe:

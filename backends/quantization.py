@@ -15,11 +15,13 @@ class WeightFormat:
     """Canonical packed form of a weight; parsed from the checkpoint's format once, in the core."""
 
     kind: Literal["plain", "int4", "int8", "fp8", "mxfp4", "nf4", "blocks"] = "plain"
+    """How numbers are packed; "plain" is the dtype of the spec."""
     group_size: int | None = None
     """Along in_features; None = whole row."""
     block: tuple[int, int] | None = None
     """2-D scale blocks (fp8 128 x 128)."""
     zero_points: bool = False
+    """There is a tensor "zero_point" beside "scale"."""
     permuted: bool = False
     """GPTQ's desc_act: tensor "order" i32 [in_features]."""
     activation: Literal["none", "dynamic_token", "static_tensor"] = "none"
@@ -38,7 +40,9 @@ class LinearSpec:
     name: str
     """"layers.3.attention.qkv"."""
     in_features: int
+    """K of this rank."""
     out_features: int
+    """N of this rank, the sum of `parts`."""
     parts: tuple[int, ...]
     """Outputs side by side, e.g. (q, k, v); one part is (out_features,)."""
     bias: bool = False
@@ -48,7 +52,9 @@ class LinearSpec:
     out_dtype: str
     """Of the output; the head's is float32."""
     weight: WeightFormat = field(default_factory=WeightFormat)
+    """Format of the tensors that build gets."""
     shard: Literal["none", "out", "in"] = "none"
+    """Under SPMD: which axis may be cut."""
     num_experts: int = 0
     """> 0: tensors have a leading [E] axis."""
 
@@ -60,9 +66,13 @@ class EmbeddingSpec:
     first_row: int
     """0, and all rows, without tensor parallelism."""
     num_rows: int
+    """Of the vocabulary, on this rank."""
     hidden_size: int
+    """H"""
     dtype: str
+    """Of the rows given out."""
     shard: Literal["none", "out"] = "none"
+    """Under SPMD: whether rows may be cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +80,11 @@ class Verdict:
     """Whether a kernel takes a layer, and why."""
 
     kernel: str
+    """Its name, the plugin's own."""
     ok: bool
+    """Whether it takes the layer."""
     reason: str
+    """Always filled."""
 
 
 class Linear(ABC):

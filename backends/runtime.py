@@ -20,9 +20,13 @@ class MemoryInfo:
     """Bytes of a device."""
 
     free: int
+    """Of the device, for anyone."""
     total: int
+    """Of the device."""
     peak: int
+    """Most that was in use, by this process where the device can tell."""
     exact: bool = True
+    """False: an estimate."""
 
 
 class Pending(ABC, Generic[T_co]):

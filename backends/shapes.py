@@ -15,8 +15,11 @@ class Phase(StrEnum):
     """What the rows of a step are. MIXED may serve any phase where mixing is allowed."""
 
     PREFILL = "prefill"
+    """No row is a decode row."""
     DECODE = "decode"
+    """Every row is one."""
     MIXED = "mixed"
+    """Both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +33,11 @@ class BatchPolicy:
     token_layout: Literal["packed", "rows"] = "packed"
     """rows: T = R * Q, token t of row r at r * Q + t; never mixed."""
     max_rows: int = 256
+    """Rows a step; at most ResolvedOptions.max_batch_rows."""
     max_tokens: int = 8192
     """True tokens a step."""
     max_context: int = 2**30
+    """Tokens of a row after the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +45,15 @@ class BatchShape:
     """True sizes of a step, before padding."""
 
     phase: Phase
+    """What its rows are."""
     num_rows: int
+    """Requests."""
     num_tokens: int
+    """Over all rows."""
     num_logits: int
+    """Rows that draw or are scored; 0 where none does."""
     max_query: int
+    """Most tokens of a row in this step."""
     max_context: int
     """Longest row after this step."""
     max_computed: int
@@ -59,6 +69,7 @@ class Bucket:
     """Sizes a step is padded to; equal buckets are one compiled graph. Hashable; static in every graph."""
 
     phase: Phase
+    """That of the shape, or one that serves it."""
     num_rows: int
     """R"""
     num_tokens: int
@@ -79,6 +90,7 @@ class ShapePolicy(ABC):
     """Pure and small. Only the engine process calls fit, before it composes; the bucket travels with the step."""
 
     batch: BatchPolicy
+    """What the scheduler obeys."""
 
     @abstractmethod
     def fit(self, shape: BatchShape) -> Bucket:

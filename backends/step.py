@@ -119,11 +119,15 @@ class StepBatch:
     """One step, neutral and padded to its bucket."""
 
     bucket: Bucket
+    """What it is padded to."""
     num_rows: int
     """True counts: never baked into a graph."""
     num_decode_rows: int
+    """They come first."""
     num_tokens: int
+    """True count."""
     num_logits: int
+    """True count; 0: the step is not fetched."""
     token_ids: I32
     """[T], pad 0."""
     positions: I32
@@ -139,6 +143,7 @@ class StepBatch:
     logit_index: I32
     """[L] index into T, ascending; pad 0."""
     sampling: SamplingBatch
+    """How the rows of logits are drawn."""
     token_slot: I32 | None = None
     """[T] slot whose last drawn id replaces token_ids, else -1; given iff overlapped_steps."""
 
@@ -186,7 +191,9 @@ class StepInputs:
     """
 
     bucket: Bucket
+    """Static in a graph."""
     features: frozenset[str]
+    """Of drawing; static in a graph."""
     token_ids: Tensor
     """[T]"""
     positions: Tensor
@@ -196,7 +203,9 @@ class StepInputs:
     token_slot: Tensor | None
     """[T]"""
     attention: DeviceInputs
+    """What Attention.attend reads."""
     sampling: DeviceInputs
+    """What the Sampler reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class AttentionSuite(Suite):
     """Whatever a row brings, and whatever lies around it, it sees all of its own text and nothing else."""
 
     @contextmanager
-    def texts(
+    def attention_texts(
         self,
         plugin: Plugin,
         specs: AttentionSpec | Sequence[AttentionSpec] = PLAIN,
@@ -76,7 +76,7 @@ class AttentionSuite(Suite):
         """Texts in a new session whose cache is full of nan; skips where the backend refuses one of `specs`."""
         specs = (specs,) if isinstance(specs, AttentionSpec) else specs
         capabilities = plugin.capabilities(plugin.probe())
-        self.require_variants(capabilities, specs)
+        self.require_attention(capabilities, specs)
         dtype = dtype or self.base_dtype(capabilities)
         model = small_model(
             specs,
@@ -95,7 +95,7 @@ class AttentionSuite(Suite):
             opened.fill(NAN)
             yield Texts(opened, seed=seed, poison=poison)
 
-    def require_variants(self, capabilities: Capabilities, specs: Sequence[AttentionSpec]) -> None:
+    def require_attention(self, capabilities: Capabilities, specs: Sequence[AttentionSpec]) -> None:
         """Skip what the backend does not claim."""
         unclaimed = frozenset[str]().union(*map(needed, specs)) - capabilities.attention
         self.require(not unclaimed, f"attention does not claim {', '.join(sorted(unclaimed))}")
@@ -118,7 +118,7 @@ class AttentionSuite(Suite):
         """Rows of unequal lengths, about the edge of a block; what left a window is given back."""
         if variant in RARE:
             self.thorough()
-        with self.texts(plugin, VARIANTS[variant]) as texts:
+        with self.attention_texts(plugin, VARIANTS[variant]) as texts:
             all_ = [texts.add(length) for length in (36, 8, 67)]
             texts.prefill(*all_)
             if variant not in RARE:
@@ -137,7 +137,7 @@ class AttentionSuite(Suite):
         spec = replace(
             PLAIN, head_size=head_size, value_size=head_size, scale=head_size**-0.5, num_heads=2
         )
-        with self.texts(plugin, spec) as texts:
+        with self.attention_texts(plugin, spec) as texts:
             all_ = [texts.add(length) for length in (35, 18)]
             texts.prefill(*all_)
             texts.decode(*all_)
@@ -145,7 +145,7 @@ class AttentionSuite(Suite):
     def test_values_of_another_size_than_keys(self, plugin: Plugin) -> None:
         """Where supports() takes them."""
         self.thorough()
-        with self.texts(plugin, replace(PLAIN, value_size=32)) as texts:
+        with self.attention_texts(plugin, replace(PLAIN, value_size=32)) as texts:
             all_ = [texts.add(length) for length in (35, 18)]
             texts.prefill(*all_)
             texts.decode(*all_)
@@ -156,7 +156,7 @@ class AttentionSuite(Suite):
     ) -> None:
         """Chunks of one token, of a block less one, of a block and one more."""
         self.require(capabilities.chunked_prefill, "prefill is not chunked here")
-        with self.texts(plugin, VARIANTS[variant]) as texts:
+        with self.attention_texts(plugin, VARIANTS[variant]) as texts:
             one, two = texts.add(75), texts.add(64)
             for first, second in ((1, 31), (30, 1), (2, 16), (16, 15), (26, 1)):
                 texts.step({one: first, two: second})
@@ -164,7 +164,7 @@ class AttentionSuite(Suite):
     @pytest.mark.parametrize("variant", ["a key head for two heads", "window"])
     def test_prompts_beside_rows_that_decode(self, plugin: Plugin, variant: str) -> None:
         """One row brings one token, the next many."""
-        with self.texts(plugin, VARIANTS[variant]) as texts:
+        with self.attention_texts(plugin, VARIANTS[variant]) as texts:
             policy = texts.session.launch.shapes.batch
             self.require(policy.mixed, "prefill and decode are not mixed here")
             one, two = texts.add(45), texts.add(33)
@@ -178,7 +178,7 @@ class AttentionSuite(Suite):
     ) -> None:
         """Two rows read the same blocks, and each writes its own after them."""
         self.require(capabilities.prefix_cache, "there is no prefix cache here")
-        with self.texts(plugin) as texts:
+        with self.attention_texts(plugin) as texts:
             size = texts.session.block_size
             one = texts.add(size + 9)
             texts.prefill(one)
@@ -189,7 +189,7 @@ class AttentionSuite(Suite):
     def test_each_block_size(self, plugin: Plugin, capabilities: Capabilities) -> None:
         """All that are claimed."""
         for block_size in capabilities.block_sizes:
-            with self.texts(plugin, block_size=block_size) as texts:
+            with self.attention_texts(plugin, block_size=block_size) as texts:
                 all_ = [texts.add(length) for length in (min(2 * block_size, 200) + 1, 7)]
                 texts.prefill(*all_)
                 texts.decode(*all_)
@@ -198,7 +198,7 @@ class AttentionSuite(Suite):
         """Of the model and of the cache: all that are claimed."""
         for dtype in sorted(capabilities.dtypes & set(TOLERANCES)):
             for kv_dtype in sorted(capabilities.kv_dtypes & {"auto", *TOLERANCES}):
-                with self.texts(plugin, dtype=dtype, kv_dtype=kv_dtype) as texts:
+                with self.attention_texts(plugin, dtype=dtype, kv_dtype=kv_dtype) as texts:
                     all_ = [texts.add(length) for length in (41, 17)]
                     texts.prefill(*all_)
                     texts.decode(*all_)
@@ -206,7 +206,7 @@ class AttentionSuite(Suite):
     @pytest.mark.parametrize("value", [NAN, 3e4])
     def test_the_null_block_reaches_no_row(self, plugin: Plugin, value: float) -> None:
         """Whatever lies there, and however many entries of the tables point to it."""
-        with self.texts(plugin) as texts:
+        with self.attention_texts(plugin) as texts:
             all_ = [texts.add(length) for length in (90, 3, 34)]
             texts.prefill(*all_)
             for _ in range(2):
@@ -219,7 +219,7 @@ class AttentionSuite(Suite):
         """Blocks that left a window, or whose text has ended, are full of nan and soon another's."""
         variants = plugin.capabilities(plugin.probe()).attention
         spec = WINDOW if "window" in variants else PLAIN
-        with self.texts(plugin, spec, num_blocks=14, poison=True) as texts:
+        with self.attention_texts(plugin, spec, num_blocks=14, poison=True) as texts:
             one, two = texts.add(70), texts.add(40)
             texts.prefill(one, two)
             for _ in range(3):
@@ -235,14 +235,14 @@ class AttentionSuite(Suite):
         """Two KV groups, each with a table of its own, of two layers each."""
         second = WINDOW if "window" in capabilities.attention else PLAIN
         specs = (PLAIN, replace(second, num_kv_heads=1, group=1))
-        with self.texts(plugin, specs, layers_per_group=2) as texts:
+        with self.attention_texts(plugin, specs, layers_per_group=2) as texts:
             all_ = [texts.add(length) for length in (50, 21)]
             texts.prefill(*all_)
             texts.decode(*all_)
 
     def test_what_padding_gives_is_finite(self, plugin: Plugin) -> None:
         """A step of padding alone, and the padding tokens of a step that has them."""
-        with self.texts(plugin) as texts:
+        with self.attention_texts(plugin) as texts:
             opened, reader = texts.session, texts.layers.reader
             rows = [_row(opened, number, length) for number, length in enumerate((3, 9, 6))]
             for rows_ in (rows[:1], rows):
@@ -272,7 +272,7 @@ class AttentionSuite(Suite):
         ]
         claimed = [spec for name, spec in kinds if name in capabilities.attention]
         specs = [PLAIN, *(replace(spec, group=1) for spec in claimed[seed % 3 :][:1])]
-        with self.texts(plugin, specs, num_blocks=26, seed=seed, poison=True) as texts:
+        with self.attention_texts(plugin, specs, num_blocks=26, seed=seed, poison=True) as texts:
             Schedule(texts).run(12 if self.is_quick else 30)
 
 

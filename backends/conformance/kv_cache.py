@@ -44,7 +44,7 @@ class KVCacheSuite(Suite):
     """Two KV groups of two layers each, in a cache whose blocks hold what the case put there."""
 
     @contextmanager
-    def opened(self, plugin: Plugin, *, block_size: int | None = None) -> Iterator[Session]:
+    def kv_session(self, plugin: Plugin, *, block_size: int | None = None) -> Iterator[Session]:
         """A session whose blocks all hold 0.25."""
         dtype = self.base_dtype(plugin.capabilities(plugin.probe()))
         model = small_model([FIRST, SECOND], dtype=dtype, layers_per_group=2)
@@ -55,7 +55,7 @@ class KVCacheSuite(Suite):
 
     def test_a_block_takes_at_least_what_it_holds(self, plugin: Plugin) -> None:
         """block_bytes is an int, of keys and values of all layers of the group."""
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             for group in opened.launch.model.groups:
                 numbers = group.num_kv_heads * (group.head_size + group.value_size)
                 least = len(group.layers) * opened.block_size * numbers
@@ -69,7 +69,7 @@ class KVCacheSuite(Suite):
         """Exactly, in the order asked for, in its own group, and no other block changes."""
         if count == 64:
             self.thorough()
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             for group in (0, 1):
                 blocks = _blocks(count, seed=count + group)
                 blob = random_blob(opened, group, count, seed=group)
@@ -85,7 +85,7 @@ class KVCacheSuite(Suite):
 
     def test_an_export_has_the_tokens_of_padded_ids_too(self, plugin: Plugin) -> None:
         """The caller cuts them."""
-        with self.opened(plugin) as opened, torch.inference_mode():
+        with self.kv_session(plugin) as opened, torch.inference_mode():
             ids = padded([5, 6, 7])
             found = opened.backend.kv.export_blocks(opened.cache, 0, ids).result()
             assert found.keys.device.type == found.values.device.type == "cpu"
@@ -93,7 +93,7 @@ class KVCacheSuite(Suite):
 
     def test_an_export_is_no_view_of_the_cache(self, plugin: Plugin) -> None:
         """It is of when it was asked for, even if the blocks are written to before anybody waits for it."""
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             blob = random_blob(opened, 0, 1, seed=1)
             put_in(opened, 0, [3], blob)
             found = opened.export(0, [3])
@@ -108,7 +108,7 @@ class KVCacheSuite(Suite):
         """Keys and values of all layers of the group; one source may have several targets."""
         if count == 32:
             self.thorough()
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             blocks = _blocks(2 * count, seed=count)
             sources, targets = blocks[:count], blocks[count:]
             for group in (0, 1):
@@ -128,17 +128,17 @@ class KVCacheSuite(Suite):
         pairs = [(a, b) for a in sizes for b in sizes if a < b and b % a == 0]
         self.require(pairs, "no two block sizes are claimed of which one divides the other")
         small, large = pairs[0]
-        with self.opened(plugin, block_size=small) as opened:
+        with self.kv_session(plugin, block_size=small) as opened:
             blocks = list(range(1, 1 + large // small))
             put_in(opened, 0, blocks, random_blob(opened, 0, len(blocks), seed=3))
             blob = opened.export(0, blocks)
-        with self.opened(plugin, block_size=large) as opened:
+        with self.kv_session(plugin, block_size=large) as opened:
             put_in(opened, 0, [2], blob)
             expect_same(opened.export(0, [2]), blob, "a block of another size")
 
     def test_a_step_writes_what_its_rows_bring_and_nothing_else(self, plugin: Plugin) -> None:
         """Keys and values of every layer at their place; the cache's last block is one like the others."""
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             texts = Texts(opened)
             for pool in texts.blocks:
                 pool.free.remove(NUM_BLOCKS - 1)
@@ -157,7 +157,7 @@ class KVCacheSuite(Suite):
 
     def test_attention_reads_what_was_imported_and_copied(self, plugin: Plugin) -> None:
         """A text whose cache came from elsewhere goes on as if it had been computed here."""
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             texts = Texts(opened)
             one = texts.add(2 * opened.block_size + 4)
             two, three = texts.add(len(one.ids)), texts.add(len(one.ids))
@@ -177,7 +177,7 @@ class KVCacheSuite(Suite):
         self, plugin: Plugin
     ) -> None:
         """A lost one is freed and allocated anew."""
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             texts = Texts(opened)
             text = texts.add(9)
             texts.prefill(text)
@@ -196,7 +196,7 @@ class KVCacheSuite(Suite):
 
     def test_a_cache_may_be_freed_and_allocated_again(self, plugin: Plugin) -> None:
         """The core does so after profiling, before the first step."""
-        with self.opened(plugin) as opened:
+        with self.kv_session(plugin) as opened:
             _start_again(Texts(opened))
 
 

@@ -32,7 +32,7 @@ class SlotsSuite(Suite):
     """Every request that runs holds a slot, where its last drawn id and its token counts live."""
 
     @contextmanager
-    def bench(self, plugin: Plugin) -> Iterator[Bench]:
+    def slots_bench(self, plugin: Plugin) -> Iterator[Bench]:
         """Logits whose best three are 3, 2 and 1.5, all others 0; four slots."""
         capabilities = plugin.capabilities(plugin.probe())
         logits = np.zeros((VOCAB, VOCAB), np.float32)
@@ -47,7 +47,7 @@ class SlotsSuite(Suite):
                 num_held=num_held(opened),
             )
 
-    def need(self, capabilities: Capabilities, feature: str) -> None:
+    def need_feature(self, capabilities: Capabilities, feature: str) -> None:
         """Skip where the backend does not claim `feature`."""
         self.require(feature in capabilities.features, f"{feature} not claimed")
 
@@ -55,8 +55,8 @@ class SlotsSuite(Suite):
         self, plugin: Plugin, capabilities: Capabilities
     ) -> None:
         """Those of its own request, in the first slot and the last; the array stays the caller's."""
-        self.need(capabilities, "penalties")
-        with self.bench(plugin) as bench:
+        self.need_feature(capabilities, "penalties")
+        with self.slots_bench(plugin) as bench:
             for slot in (0, 3):
                 others = _counts({})
                 for other in {0, 1, 2, 3} - {slot}:
@@ -71,8 +71,8 @@ class SlotsSuite(Suite):
         self, plugin: Plugin, capabilities: Capabilities
     ) -> None:
         """IN_PROMPT concerns repetition alone; times drawn are added to it."""
-        self.need(capabilities, "penalties")
-        with self.bench(plugin) as bench:
+        self.need_feature(capabilities, "penalties")
+        with self.slots_bench(plugin) as bench:
             bench.reset(1, _counts({BEST: IN_PROMPT, SECOND: IN_PROMPT + 1}))
             assert _draw(bench, [1]) == [BEST]
             assert _draw(bench, [1], penalties=(4.0, 0.0, 0.0)) == [THIRD]
@@ -81,8 +81,8 @@ class SlotsSuite(Suite):
         self, plugin: Plugin, capabilities: Capabilities
     ) -> None:
         """From draw to draw, whichever row of a step the slot has."""
-        self.need(capabilities, "penalties")
-        with self.bench(plugin) as bench:
+        self.need_feature(capabilities, "penalties")
+        with self.slots_bench(plugin) as bench:
             for slot in range(4):
                 bench.reset(slot, _counts({}))
             assert _draw(bench, [2]) == [BEST]
@@ -95,8 +95,8 @@ class SlotsSuite(Suite):
         self, plugin: Plugin, capabilities: Capabilities
     ) -> None:
         """Once it is reset; what another request drew there is gone."""
-        self.need(capabilities, "penalties")
-        with self.bench(plugin) as bench:
+        self.need_feature(capabilities, "penalties")
+        with self.slots_bench(plugin) as bench:
             bench.reset(1, _counts({}))
             _draw(bench, [1])
             _draw(bench, [1])
@@ -107,8 +107,8 @@ class SlotsSuite(Suite):
         self, plugin: Plugin, capabilities: Capabilities
     ) -> None:
         """In whatever variant it is drawn."""
-        self.need(capabilities, "penalties")
-        with self.bench(plugin) as bench:
+        self.need_feature(capabilities, "penalties")
+        with self.slots_bench(plugin) as bench:
             bench.reset(1, _counts({BEST: 3, SECOND: 1}))
             bench.reset(1, None)
             drawn = bench.draw([Drawing(slot=1)], capabilities.features)
@@ -117,7 +117,7 @@ class SlotsSuite(Suite):
 
     def test_the_sink_slot_may_be_reset(self, plugin: Plugin, capabilities: Capabilities) -> None:
         """As before freeze: with zeros and with None; no request notices."""
-        with self.bench(plugin) as bench:
+        with self.slots_bench(plugin) as bench:
             bench.reset(bench.num_slots, None)
             if "penalties" in capabilities.features:
                 bench.reset(0, _counts({}))
@@ -129,7 +129,7 @@ class SlotsSuite(Suite):
     ) -> None:
         """By token_slot, whatever token_ids says; rows that bring their own are left alone."""
         self.require(capabilities.overlapped_steps, "steps do not overlap here")
-        with self.bench(plugin) as bench:
+        with self.slots_bench(plugin) as bench:
             opened = bench.session
             values = torch.arange(VOCAB, dtype=torch.float32)[:, None].repeat(1, 2)
             for slot in (0, 3):
@@ -150,7 +150,7 @@ class SlotsSuite(Suite):
         self, plugin: Plugin, capabilities: Capabilities
     ) -> None:
         """Found by running the largest step where it is profiled, and else without; some blocks fit."""
-        with self.bench(plugin) as bench:
+        with self.slots_bench(plugin) as bench:
             opened = bench.session
             _drop(opened)
             ran: list[int] = []

@@ -81,7 +81,7 @@ class StepsSuite(Suite):
     """A model of one attention layer whose values are its logits."""
 
     @contextmanager
-    def texts(self, plugin: Plugin) -> Iterator[DrawnTexts]:
+    def drawn_texts(self, plugin: Plugin) -> Iterator[DrawnTexts]:
         """In a new session whose cache is full of nan."""
         dtype = self.base_dtype(plugin.capabilities(plugin.probe()))
         model = small_model([SPEC], max_context=128, dtype=dtype)
@@ -92,7 +92,7 @@ class StepsSuite(Suite):
 
     def test_no_step_compiles_after_warm_up(self, plugin: Plugin) -> None:
         """Random traffic over every shape and variant that was declared."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             warm_up(texts)
             texts.draws_always = False
             with texts.session.backend.compiler.freeze():
@@ -104,7 +104,7 @@ class StepsSuite(Suite):
         self, plugin: Plugin
     ) -> None:
         """UnexpectedCompile, before the cache is given away."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             opened = texts.session
             declared = opened.launch.shapes.buckets(NUM_BLOCKS)
             prompt = opened.fit([texts.piece(texts.add(5), 5).row])
@@ -127,7 +127,7 @@ class StepsSuite(Suite):
 
     def test_a_step_that_draws_waits_once(self, plugin: Plugin) -> None:
         """In result(), where the device is read at most once per dtype; each dtype goes up in one copy."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             watch, features = texts.session.watch, texts.session.launch.capabilities.features
             one, two = texts.add(30), texts.add(9)
             texts.prefill(one, two)
@@ -155,7 +155,7 @@ class StepsSuite(Suite):
     ) -> None:
         """Any number of them may be under way; what they wrote is there."""
         self.require(capabilities.chunked_prefill, "every step draws where prefill is not chunked")
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             opened = texts.session
             all_ = [texts.add(length) for length in (12, 33, 7, 20)]
             steps = [
@@ -171,7 +171,7 @@ class StepsSuite(Suite):
 
     def test_prepare_waits_for_nothing(self, plugin: Plugin) -> None:
         """At most one copy per dtype, and nothing is read."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             watch = texts.session.watch
             batch = texts.batch([texts.piece(texts.add(9), 9)])
             before = watch.counts()
@@ -183,7 +183,7 @@ class StepsSuite(Suite):
 
     def test_a_step_leaves_its_batch_as_it_was(self, plugin: Plugin) -> None:
         """The arrays are the caller's."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             batch = texts.batch([texts.piece(texts.add(9), 9)])
             before = {name: array.copy() for name, array in _arrays(batch).items()}
             texts.session.draw(texts.layers.reader, batch)
@@ -192,7 +192,7 @@ class StepsSuite(Suite):
 
     def test_what_was_fetched_stays_when_the_next_step_runs(self, plugin: Plugin) -> None:
         """A step may overwrite the device's outputs of the one before, not what the host holds."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             one, two = texts.add(21), texts.add(21)
             pieces, _, pending = texts.start(Part(text=one, count=21))
             held = pending.result()
@@ -204,7 +204,7 @@ class StepsSuite(Suite):
 
     def test_a_result_may_be_waited_for_in_another_thread(self, plugin: Plugin) -> None:
         """One thread drives the backend; another may take what comes."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             pieces, _, pending = texts.start(Part(text=texts.add(17), count=17))
             found: list[StepOutput] = []
             thread = threading.Thread(target=lambda: found.append(pending.result()))
@@ -215,7 +215,7 @@ class StepsSuite(Suite):
 
     def test_a_step_may_start_before_the_one_before_is_fetched(self, plugin: Plugin) -> None:
         """Each result is that of its own step, whichever is asked for first."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             claimed = texts.session.launch.capabilities.overlapped_steps
             self.require(claimed, "steps do not overlap here")
             one, two = texts.add(21), texts.add(13)
@@ -232,7 +232,7 @@ class StepsSuite(Suite):
 
     def test_a_step_may_be_repeated_in_halves(self, plugin: Plugin) -> None:
         """What a step writes are slots of its own rows, so the core may look for the request at fault."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             all_ = [texts.add(length) for length in (18, 5, 40)]
             texts.prefill(*all_)
             pieces = [texts.piece(text, 1, is_decode=True) for text in all_]
@@ -241,7 +241,7 @@ class StepsSuite(Suite):
 
     def test_each_wrapped_module_is_run_itself(self, plugin: Plugin) -> None:
         """Two of the same name and shapes, which read different tables."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             opened = texts.session
             batch = texts.batch([texts.piece(texts.add(9), 9)])
             vocab_size = opened.launch.model.vocab_size
@@ -251,7 +251,7 @@ class StepsSuite(Suite):
 
     def test_torch_is_left_as_it_was(self, plugin: Plugin) -> None:
         """No global state changes after create()."""
-        with self.texts(plugin) as texts:
+        with self.drawn_texts(plugin) as texts:
             before = _state()
             text = texts.add(9)
             texts.prefill(text)

@@ -1,6 +1,6 @@
 """The architectures whose logits are compared, and the faults that the comparison must catch.
 
-`scripts/docs-models` makes docs/models.md of this.
+`scripts/docs` makes docs/models.md of this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/models.md, made of the cases that are compared; `scripts/docs-models` writes it."""
+"""docs/models.md, made of the cases that are compared; `scripts/docs` writes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODELS = {
 
 PAGE = """# Models
 
-<!-- Written by scripts/docs-models from tests/core/models/cases.py; a test keeps it so. -->
+<!-- Written by scripts/docs from tests/core/models/cases.py; a test keeps it so. -->
 
 A checkpoint is served when the first name under `architectures` in its `config.json` is in this table. All are one
 decoder with other flags (`core/models/decoder.py`), and `core/models/families.py` says how a config sets them. Keys
