@@ -135,7 +135,7 @@ def _decode(
     values: Tensor,
     inputs: DeviceInputs,
 ) -> Tensor:
-    """Scores of every block in use against its row's query; parts of a row are added up by a product with 0 and 1."""
+    """Scores of every block in use against its row's query; then the parts of a row are added up."""
     block, block_row, start = (
         inputs[f"{name}{spec.group}"] for name in ("block", "block_row", "block_start")
     )
@@ -172,8 +172,8 @@ def _decode(
     parts = torch.cat(
         (torch.einsum("nhgb,nbhd->nhgd", weights, found), weights.sum(-1, keepdim=True)), -1
     )
-    total = torch.matmul(mine.float(), parts.reshape(parts.shape[0], -1))
-    total = total.reshape(num_rows, heads, -1, spec.value_size + 1)
+    # no product with 0 and 1: 0 * nan would carry one row's nan into the others
+    total = parts.new_zeros(num_rows, *parts.shape[1:]).index_add(0, row, parts)
     sums = total[..., -1:]
     if sinks is not None:
         sums = sums + torch.exp(sinks - most)[..., None]
