@@ -25,6 +25,7 @@ from chipset.plugins.sim.library import Library
 torch.ops.load_library(Library(key="HPU").build())
 module = types.ModuleType("torch.hpu")
 module.is_initialized = lambda: True
+module._lazy_init = lambda: None
 torch._register_device_module("hpu", module)
 x = torch.ones(2, 2).to("hpu")
 assert (x @ x).device == torch.device("hpu:0")
