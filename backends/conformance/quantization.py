@@ -159,12 +159,12 @@ class LinearSuite(Suite):
         assert set(shapes) == {(24, 8)}
 
     def test_a_wide_layer_is_right_for_one_token_and_for_many(self, bench: LinearBench) -> None:
-        self.thorough()
         spec = bench.spec((512, 256), 256, bias=True)
         tensors = bench.tensors(spec)
         x = bench.random(29, 256, seed=3)
         wanted = product(x, tensors)
-        bench.check(bench.build(spec, tensors), spec, x, wanted, (1, 5, 8, 29))
+        counts = (1, 29) if self.is_quick else (1, 5, 8, 29)
+        bench.check(bench.build(spec, tensors), spec, x, wanted, counts)
 
     def test_the_head_gives_float32_that_no_narrower_dtype_rounded(
         self, bench: LinearBench

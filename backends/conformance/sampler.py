@@ -104,10 +104,11 @@ class SamplerSuite(Suite):
     @pytest.mark.parametrize("kind", ["temperature", "top_k", "top_p", "min_p", "typical_p"])
     def test_draws_at_many_positions_follow_the_distribution(self, bench: Bench, kind: str) -> None:
         self.need(bench, *FILTERS[kind].features)
-        self.thorough()
+        if kind != "top_k":
+            self.thorough()
         drawings = [
             replace(FILTERS[kind], row=2, seed=2**40 + 3, position=position)
-            for position in range(1024)
+            for position in range(256 if self.is_quick else 1024)
         ]
         share = softmax(drawn_from(bench.logits[2], drawings[0]))
         ids = np.asarray(bench.draw(drawings).ids)
@@ -218,12 +219,6 @@ class SamplerSuite(Suite):
             for row, bias in enumerate(biases)
         ]
         bench.expect(drawings, bench.draw(drawings))
-
-    def test_padding_of_a_bias_reaches_no_token(self, bench: Bench) -> None:
-        self.need(bench, "bias", "logprobs")
-        drawings = [Drawing(row=8, bias={17: -3.0}, of_drawn=True, target=None)]
-        drawings += [replace(drawings[0], bias={}, row=9)]
-        bench.expect(drawings, bench.draw(drawings, self.everything(bench)))
 
     def test_a_bitmask_lets_only_its_tokens_through(self, bench: Bench) -> None:
         self.need(bench, "bitmask")
@@ -358,7 +353,9 @@ class SamplerSuite(Suite):
         for logits in ("last", "all"):
             if not bench.session.can_hold([row], logits):
                 continue
-            drawings = [Drawing(row=i, slot=0) for i in ((3,) if logits == "last" else (1, 2, 3))]
+            some = (3,) if logits == "last" else row.token_ids
+            # a request keeps what is drawn last
+            drawings = [Drawing(row=token, slot=0, for_sink=token != 3) for token in some]
             arrays = bench.arrays(drawings, features)
             batch = bench.session.batch([row], logits=logits, features=features, sampling=arrays)
             output = bench.session.draw(bench.reader, batch)

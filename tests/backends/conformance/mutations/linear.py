@@ -48,6 +48,13 @@ class OnePart(ReferenceLinear):
         return super().build(replace(spec, parts=(spec.out_features,)), tensors)
 
 
+class WideLayersCut(ReferenceLinear):
+    def build(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
+        kept = torch.arange(spec.out_features) < 256
+        cut = {name: (tensor.T * kept).T for name, tensor in tensors.items()}
+        return super().build(spec, cut)
+
+
 class NarrowHead(ReferenceLinear):
     def build(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
         return _Widened(super().build(replace(spec, out_dtype=spec.dtype), tensors))
@@ -195,6 +202,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _mutation("bias forgotten", "a layer with a bias adds none", BiasForgotten),
     _mutation("parts swapped", "the last two parts change places", PartsSwapped),
     _mutation("one part", "the parts come back as one", OnePart),
+    _mutation("wide layers cut", "outputs from 256 on are zero", WideLayersCut),
     _mutation("narrow head", "logits are float32 that bfloat16 rounded", NarrowHead),
     _mutation("tied weight held twice", "the tied head copies the weight", HeadCopied),
     _mutation("edge rows for others", "another rank's ids get a row of the edge", EdgeRows),

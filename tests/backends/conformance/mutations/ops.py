@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chipset.backends.reference.collectives import SingleRank
 from chipset.backends.reference.ops import ReferenceOps, activate
 
 from ..mutation import Mutation
@@ -105,6 +106,14 @@ class RopeInNarrow(ReferenceOps):
         return super().rope(q, k, *narrow, interleaved=interleaved)
 
 
+class RopeInPlace(ReferenceOps):
+    def rope(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        turned = super().rope(q, k, cos, sin, interleaved=interleaved)
+        return q.copy_(turned[0]), k.copy_(turned[1])
+
+
 class TanhForgotten(ReferenceOps):
     def activation(self, x: Tensor, activation: str) -> Tensor:
         return activate(x, "silu" if activation == "gelu_tanh" else activation)
@@ -138,6 +147,16 @@ class SigmoidRouting(ReferenceOps):
         return weights, ids.to(torch.int32)
 
 
+class SumDoubled(SingleRank):
+    def all_reduce(self, x: Tensor, group: str) -> Tensor:
+        return x + x
+
+
+class PartsTwice(SingleRank):
+    def all_gather(self, x: Tensor, group: str, dim: int) -> Tensor:
+        return torch.cat((x, x), dim)
+
+
 def _mutation(name: str, mistake: str, ops: type[ReferenceOps]) -> Mutation:
     return Mutation(name=name, area="ops", mistake=mistake, plugin=lambda: ReferencePlugin(ops=ops))
 
@@ -168,10 +187,23 @@ MUTATIONS: tuple[Mutation, ...] = (
         RopePairsOverTheHead,
     ),
     _mutation("rope in the narrow dtype", "cos and sin are bfloat16", RopeInNarrow),
+    _mutation("rope in place", "the caller's q and k are overwritten", RopeInPlace),
     _mutation("silu for gelu_tanh", "one activation stands in for another", TanhForgotten),
     _mutation("up activated", "the activation is of up, not of the gate", UpActivated),
     _mutation("gate in place", "the caller's gate is overwritten", GateInPlace),
     _mutation("always normalised", "chosen experts' weights always add up to 1", AlwaysNormalised),
     _mutation("never normalised", "chosen experts' weights never add up to 1", NeverNormalised),
     _mutation("sigmoid routing", "weights are no shares of all experts", SigmoidRouting),
+    Mutation(
+        name="sum doubled",
+        area="ops",
+        mistake="one rank's part is added to itself",
+        plugin=lambda: ReferencePlugin(collectives=SumDoubled),
+    ),
+    Mutation(
+        name="parts twice",
+        area="ops",
+        mistake="one rank's part is gathered twice",
+        plugin=lambda: ReferencePlugin(collectives=PartsTwice),
+    ),
 )

@@ -97,6 +97,16 @@ class ChoicesUnnamed(ReferencePlugin):
             raise Incompatible("an option cannot be honoured") from error
 
 
+class ContextCut(ReferencePlugin):
+    def resolve(
+        self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
+    ) -> ResolvedOptions:
+        if options.max_context is not None:
+            most = min(options.max_context, model.max_context)
+            options = replace(options, max_context=most)
+        return super().resolve(options, model, capabilities)
+
+
 class OptionsIgnored(ReferencePlugin):
     def resolve(
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
@@ -134,6 +144,14 @@ class FewerWorkers(ReferencePlugin):
         return super().worker_plan(ParallelOptions(), hosts)
 
 
+class RanksFromOne(ReferencePlugin):
+    def worker_plan(
+        self, parallel: ParallelOptions, hosts: Sequence[Probe]
+    ) -> Sequence[WorkerSpec]:
+        plan = super().worker_plan(parallel, hosts)
+        return [replace(worker, rank=worker.rank + 1) for worker in plan]
+
+
 def _mutation(name: str, mistake: str, plugin: type[Plugin]) -> Mutation:
     return Mutation(name=name, area="plugin", mistake=mistake, plugin=plugin)
 
@@ -152,8 +170,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     _mutation("block size rounded", "a block size not served becomes another", BlockSizeRounded),
     _mutation("dtype overruled", "the user's dtype is changed silently", DtypeOverruled),
     _mutation("choices unnamed", "a refusal does not say what would do", ChoicesUnnamed),
+    _mutation("context cut", "a context longer than the model's is cut silently", ContextCut),
     _mutation("options ignored", "an option that it does not know is ignored", OptionsIgnored),
     _mutation("takes all", "requests are taken whatever they need", TakesAll),
     _mutation("limits forgotten", "more logprobs and biases are taken than fit", LimitsForgotten),
-    _mutation("fewer workers", "four shards become one worker", FewerWorkers),
+    _mutation("fewer workers", "two shards become one worker", FewerWorkers),
+    _mutation("ranks from one", "no worker has rank 0", RanksFromOne),
 )

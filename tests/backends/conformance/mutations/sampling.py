@@ -10,10 +10,12 @@ from torch import Tensor
 from chipset.backends.kv_cache import IN_PROMPT, Cache
 from chipset.backends.reference import sampler as reference
 from chipset.backends.reference.sampler import MASKED, ReferenceSampler, SamplingTensors
-from chipset.backends.step import StepInputs, StepOutput
+from chipset.backends.reference.staging import Staged
+from chipset.backends.shapes import Phase
+from chipset.backends.step import StepBatch, StepInputs, StepOutput, row_first
 
 from ..mutation import Mutation
-from ..reference_plugin import ReferencePlugin
+from ..reference_plugin import ReferenceBackend, ReferencePlugin
 
 
 class TopPCutsEarly(ReferenceSampler):
@@ -96,6 +98,36 @@ class GreedyIsNoisy(ReferenceSampler):
             given = sampling["temperature"]
             sampling = {**sampling, "temperature": torch.where(given > 0, given, 1.0)}
         return super().draw(logits, features, sampling)
+
+
+class VocabularyCutShort(ReferenceSampler):
+    def draw(
+        self, logits: Tensor, features: frozenset[str], sampling: SamplingTensors
+    ) -> tuple[Tensor, Tensor]:
+        if "sampled" not in features:
+            return logits, torch.argmax(logits[:, :512], -1).to(torch.int32)
+        return super().draw(logits, features, sampling)
+
+
+class LogprobsUnasked(ReferenceSampler):
+    def __call__(
+        self, logits: Tensor, inputs: StepInputs, cache: Cache
+    ) -> tuple[StepOutput, Cache]:
+        output, cache = super().__call__(logits, inputs, cache)
+        if output.logprob is None:
+            more = reference.logprobs(logits, output.ids, self.max_logprobs)
+            output = replace(output, **more)
+        return output, cache
+
+
+class FirstTokenRead(ReferenceBackend):
+    def prepare(self, batch: StepBatch) -> Staged:
+        if batch.bucket.phase is not Phase.DECODE:
+            first = row_first(batch, "packed")[: batch.num_logits]
+            index = batch.logit_index.copy()
+            index[: len(first)] = first
+            batch = replace(batch, logit_index=index)
+        return super().prepare(batch)
 
 
 class PenaltiesBySelf(ReferenceSampler):
@@ -248,6 +280,14 @@ def _mutation(name: str, mistake: str, sampler: type[ReferenceSampler]) -> Mutat
 
 
 MUTATIONS: tuple[Mutation, ...] = (
+    _mutation("vocabulary cut short", "ids from 512 on are never the best", VocabularyCutShort),
+    _mutation("logprobs unasked", "a step that wants no logprobs gives some", LogprobsUnasked),
+    Mutation(
+        name="first token read",
+        area="sampling",
+        mistake="a prompt's logits are those of its first token",
+        plugin=lambda: ReferencePlugin(backend=FirstTokenRead),
+    ),
     _mutation("top-p cuts early", "the token that crosses p is left out", TopPCutsEarly),
     _mutation("top-k keeps one more", "k + 1 tokens are kept", TopKKeepsOneMore),
     _mutation("min-p of all", "min_p is a share of 1, not of the best token's", MinPOfAll),
