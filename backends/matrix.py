@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +134,7 @@ class Evidence:
     backend: str
     level: Level
     commit: str
+    """Of the code, or v and the version where it was no checkout."""
     date: str
     """ISO 8601."""
     device: str
@@ -146,6 +147,10 @@ class Evidence:
     """Version."""
     torch: str
     """Version."""
+    figures: Mapping[str, str] = field(default_factory=dict)
+    """What cases measured, by their names."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """How many cases were skipped for each reason."""
 
     @classmethod
     def read(cls, path: Path) -> Evidence:

@@ -21,6 +21,7 @@ from .parser import CommandLine, UsageError, meant, read_settings
 
 EXIT_BUG = 1
 EXIT_NOTHING_SERVES = 1
+EXIT_NOT_CONFORMING = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -124,6 +125,19 @@ def _matrix(arguments: argparse.Namespace) -> None:
     _page(render(arguments.backend, arguments.format, _width()))
 
 
+def _conformance(arguments: argparse.Namespace) -> int:
+    from ..core.conformance.report import check_backend, write_report
+
+    outcome = check_backend(arguments.backend, quick=arguments.quick)
+    if arguments.report is not None:
+        command = f"chipset conformance --backend {arguments.backend}"
+        path = write_report(
+            outcome, arguments.backend, command + (" --quick" * arguments.quick), arguments.report
+        )
+        print(f"report: {path}", file=sys.stderr)
+    return EXIT_NOT_CONFORMING if outcome.failed else 0
+
+
 def _page(text: str) -> None:
     """Print something long, of which whoever reads may have seen enough before its end, as `head` does."""
     try:
@@ -166,6 +180,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int | None]] = {
     "rm": _rm,
     "doctor": _doctor,
     "matrix": _matrix,
+    "conformance": _conformance,
     "version": _version,
 }
 

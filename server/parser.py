@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from .settings import Flag, ServerSettings, build_settings, flags, temperature, whole_number
@@ -80,6 +81,16 @@ class CommandLine:
             choices=("table", "json", "md"),
             default="table",
             help="default table",
+        )
+        self._add("conformance", "prove that a backend keeps the contract", debug)
+        self._argument("conformance", "--backend", metavar="NAME", required=True, help="which")
+        self._argument("conformance", "--quick", action="store_true", help="2 minutes at the most")
+        self._argument(
+            "conformance",
+            "--report",
+            type=Path,
+            metavar="FILE",
+            help="write one as JSON; a folder gets NAME-LEVEL.json",
         )
         self._add("version", "print the version", debug)
 

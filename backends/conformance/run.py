@@ -42,6 +42,8 @@ class Case:
     """Why it was skipped, or what failed, in one line; "" where it passed."""
     seconds: float
     """Set-up and tear-down too."""
+    figures: str = ""
+    """What it recorded as the property "figures"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +196,7 @@ class _Recorder:
                 status=status,
                 reason="" if status == "passed" else _reason(told),
                 seconds=sum(phase.duration for phase in phases),
+                figures=str(dict(report.user_properties).get("figures", "")),
             )
         )
         for phase in failed:
@@ -211,7 +214,8 @@ class _Recorder:
     def _add(self, case: Case) -> None:
         self.cases.append(case)
         if case.status != "skipped":
-            self._say(f"{case.status} {case.seconds:7.2f} s  {case.name}")
+            figures = f": {case.figures}" if case.figures else ""
+            self._say(f"{case.status} {case.seconds:7.2f} s  {case.name}{figures}")
 
 
 def _name(report: pytest.TestReport | pytest.CollectReport) -> str:

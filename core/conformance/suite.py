@@ -68,7 +68,7 @@ def running(plugin: Plugin, files: ModelFiles, options: EngineOptions) -> Iterat
         engine.close()
 
 
-class EngineSuite(Suite):
+class EngineConformance(Suite):
     """End to end: greedy text is equal to cpu's, whatever else runs."""
 
     model: ClassVar[str | None] = None
