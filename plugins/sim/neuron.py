@@ -25,7 +25,6 @@ class SimNeuronPlugin(SimPlugin):
         distribution="chipset",
         summary="Neuron's rules, simulated: one whole prompt a step, no preemption; tests the engine, no kernels",
     )
-    max_context = 512
 
     def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - there is one emulated device
         """See Plugin.capabilities."""

@@ -21,7 +21,7 @@ class SimPlugin(Plugin):
     """A test backend: one vendor's rules on an emulated device. It proves the engine, never the vendor's kernels."""
 
     max_batch_tokens = 256
-    max_context = 1024
+    max_context = 512
     """Where the user asks for none."""
 
     def probe(self) -> Probe:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...backends.shapes import Bucket
 from ...backends.step import F32, I32, StepBatch, row_first, slot_mapping
 
-TILE = 16
+WIDEST = 16
+"""Queries of a tile at most: a row with fewer pays for as many."""
 
 
-def num_tiles(num_tokens: int, num_rows: int) -> int:
-    """The most that so many tokens over so many rows can make."""
-    return min(num_tokens, num_tokens // TILE + num_rows)
+def tile_shape(bucket: Bucket) -> tuple[int, int]:
+    """How many tiles its tokens and rows can make at most, and their width: narrow where the step is small."""
+    width = min(WIDEST, bucket.max_query, max(1, bucket.num_tokens // WIDEST))
+    return min(bucket.num_tokens, bucket.num_tokens // width + bucket.num_rows), width
 
 
 def tiled_arrays(batch: StepBatch, block_size: int) -> dict[str, I32 | F32]:
-    """What ReferenceAttention reads, each tile [TILE] as a row of its own, packed layout.
+    """What ReferenceAttention reads in the packed layout, each tile as a row of its own.
 
     As many tiles as the bucket could need, so that shapes depend on it alone.
     """
     bucket = batch.bucket
-    width = min(TILE, bucket.max_query)
-    count = num_tiles(bucket.num_tokens, bucket.num_rows) if width > 1 else bucket.num_rows
+    count, width = tile_shape(bucket)
     per_row = -(-batch.query_len // width)
     row = np.repeat(np.arange(bucket.num_rows), per_row)
     first = (np.arange(row.size) - np.repeat(np.cumsum(per_row) - per_row, per_row)) * width
