@@ -195,13 +195,15 @@ class AttentionSuite(Suite):
                 texts.decode(*all_)
 
     def test_each_dtype(self, plugin: Plugin, capabilities: Capabilities) -> None:
-        """Of the model and of the cache: all that are claimed."""
+        """Of the model and of the cache: all that are claimed and have a tolerance."""
         for dtype in sorted(capabilities.dtypes & set(TOLERANCES)):
             for kv_dtype in sorted(capabilities.kv_dtypes & {"auto", *TOLERANCES}):
                 with self.attention_texts(plugin, dtype=dtype, kv_dtype=kv_dtype) as texts:
                     all_ = [texts.add(length) for length in (41, 17)]
                     texts.prefill(*all_)
                     texts.decode(*all_)
+        others = (capabilities.dtypes | capabilities.kv_dtypes) - {"auto", *TOLERANCES}
+        self.require(not others, f"no tolerance is stated for {', '.join(sorted(others))}")
 
     @pytest.mark.parametrize("value", [NAN, 3e4])
     def test_the_null_block_reaches_no_row(self, plugin: Plugin, value: float) -> None:

@@ -49,9 +49,13 @@ def run() -> Outcomes:
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder, "pytest.ini")
         empty.write_text("[pytest]\n")
-        quiet = ["-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:timeout", "--noconftest"]
+        # thousands of tests, each of which would pay for these
+        without = ("terminal", "cacheprovider", "timeout", "logging", "capture", "faulthandler")
+        quiet = [*(f"-pno:{name}" for name in without), "--noconftest"]
         places = ["-c", str(empty), f"--rootdir={HERE.parents[2]}", "--import-mode=importlib"]
-        pytest.main([*quiet, *places, "-W", "error", str(HERE / "mutants.py")], [recorder])
+        mutants = str(HERE / "mutants.py")
+        ended = pytest.main([*quiet, *places, "-W", "error", mutants], [recorder])
+    assert ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), recorder.failures or ended
     found = {number: recorder.failed.get(f"{MUTANT}{number}") for number in range(len(MUTATIONS))}
     return Outcomes(
         caught_by={mutation: found[number] for number, mutation in enumerate(MUTATIONS)},

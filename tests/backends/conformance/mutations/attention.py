@@ -194,7 +194,7 @@ def _masks(name: str, mistake: str, **masks: object) -> Mutation:
 MUTATIONS: tuple[Mutation, ...] = (
     _with("window one token wider", "each query sees a key more", attention=WiderWindow),
     _with("window one token narrower", "each query sees a key less", attention=NarrowerWindow),
-    _with("scale of its own", "head_size**-0.5 in place of the spec's", attention=OwnScale),
+    _with("scale of its own", "1 / sqrt(head_size) in place of the spec's", attention=OwnScale),
     _with("sinks left out", "the softmax has no sink", attention=NoSinks),
     _with("slopes of its own", "ALiBi's formula in place of the tensor given", attention=OwnSlopes),
     _with("key heads strided", "query head h reads key head h mod Hkv", attention=StridedHeads),
