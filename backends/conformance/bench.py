@@ -11,7 +11,7 @@ import torch
 from ..step import F32, I32, StepOutput
 from .drawing import F64, Drawing, drawn_from, log_softmax, sampling_arrays, scores
 from .session import Reader, Session
-from .tokens import decode_rows, pieces, renewing
+from .tokens import decode_rows, pieces
 
 MARGIN = 1e-3
 """A device's logarithms may swap two scores that are nearer than this; such draws are not compared."""
@@ -57,8 +57,7 @@ class Bench:
             batch = self.session.batch(
                 rows, features=features, sampling=self.arrays(some, features)
             )
-            with renewing(self.session):
-                found.append(self.session.draw(reader or self.reader, batch))
+            found.append(self.session.draw(reader or self.reader, batch))
         return _joined(found)
 
     def arrays(

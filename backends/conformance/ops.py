@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ..capabilities import Capabilities
 from ..kv_cache import Cache
 from ..ops import Ops
 from ..options import EngineOptions
+from ..plugin import Plugin
 from ..reference.dtypes import torch_dtype
 from ..step import F32, StepInputs
 from .session import Reader, Session
@@ -95,53 +97,52 @@ class OpBench:
 class OpsSuite(Suite):
     """The op table."""
 
-    @pytest.fixture(scope="class", params=DTYPES)
-    @classmethod
-    def bench(cls, request: pytest.FixtureRequest) -> Iterator[OpBench]:
+    @pytest.fixture(params=DTYPES)
+    def op_bench(
+        self, request: pytest.FixtureRequest, plugin: Plugin, capabilities: Capabilities
+    ) -> Iterator[OpBench]:
         """A session of each dtype that the backend claims."""
-        suite, dtype = cls(), str(request.param)
-        plugin = suite.make_plugin()
-        claimed = plugin.capabilities(plugin.probe()).dtypes
-        suite.require(dtype in claimed, f"dtype {dtype} not claimed")
+        dtype = str(request.param)
+        self.require(dtype in capabilities.dtypes, f"dtype {dtype} not claimed")
         options = EngineOptions(dtype=dtype, max_batch_rows=8)
         with session(plugin, small_model(dtype=dtype), options) as opened:
-            yield OpBench(session=opened, dtype=dtype, is_quick=cls.is_quick)
+            yield OpBench(session=opened, dtype=dtype, is_quick=self.is_quick)
 
-    def test_rms_norm_rounds_before_the_weight(self, bench: OpBench) -> None:
-        x, weight = rows_of_many_sizes(bench), bench.random(HIDDEN, seed=2)
-        found = bench.run(
+    def test_rms_norm_rounds_before_the_weight(self, op_bench: OpBench) -> None:
+        x, weight = rows_of_many_sizes(op_bench), op_bench.random(HIDDEN, seed=2)
+        found = op_bench.run(
             lambda ops, given: ops.rms_norm(given["x"], given["weight"], EPS),
             {"x": x},
             {"weight": weight},
         )
-        bench.rounded(found, normed(x).to(x.dtype).double() * weight.double())
+        op_bench.rounded(found, normed(x).to(x.dtype).double() * weight.double())
 
-    def test_rms_norm_with_an_offset_rounds_after_the_weight(self, bench: OpBench) -> None:
-        x, weight = rows_of_many_sizes(bench), bench.random(HIDDEN, seed=2, scale=0.3)
-        found = bench.run(
+    def test_rms_norm_with_an_offset_rounds_after_the_weight(self, op_bench: OpBench) -> None:
+        x, weight = rows_of_many_sizes(op_bench), op_bench.random(HIDDEN, seed=2, scale=0.3)
+        found = op_bench.run(
             lambda ops, given: ops.rms_norm(
                 given["x"], given["weight"], EPS, offset=1.0, weight_in_float=True
             ),
             {"x": x},
             {"weight": weight},
         )
-        bench.rounded(found, normed(x) * (1 + weight.double()))
+        op_bench.rounded(found, normed(x) * (1 + weight.double()))
 
-    def test_rms_norm_of_heads_is_of_each_by_itself(self, bench: OpBench) -> None:
-        x, weight = bench.random(NUM_TOKENS, 3, 64), bench.random(64, seed=2)
-        found = bench.run(
+    def test_rms_norm_of_heads_is_of_each_by_itself(self, op_bench: OpBench) -> None:
+        x, weight = op_bench.random(NUM_TOKENS, 3, 64), op_bench.random(64, seed=2)
+        found = op_bench.run(
             lambda ops, given: ops.rms_norm(given["x"], given["weight"], EPS),
             {"x": x},
             {"weight": weight},
         )
-        bench.rounded(found, normed(x).to(x.dtype).double() * weight.double())
+        op_bench.rounded(found, normed(x).to(x.dtype).double() * weight.double())
 
     @pytest.mark.parametrize("gemma", [False, True])
     def test_add_rms_norm_gives_the_norm_of_the_sum_and_the_sum(
-        self, bench: OpBench, gemma: bool
+        self, op_bench: OpBench, gemma: bool
     ) -> None:
-        x, residual = rows_of_many_sizes(bench), bench.random(NUM_TOKENS, HIDDEN, seed=3)
-        weight = bench.random(HIDDEN, seed=2)
+        x, residual = rows_of_many_sizes(op_bench), op_bench.random(NUM_TOKENS, HIDDEN, seed=3)
+        weight = op_bench.random(HIDDEN, seed=2)
         offset = 1.0 if gemma else 0.0
 
         def op(which: int) -> Op:
@@ -156,12 +157,15 @@ class OpsSuite(Suite):
 
         by_token = {"x": x, "residual": residual}
         total = (x.double() + residual.double()).to(x.dtype)
-        bench.rounded(bench.run(op(1), by_token, {"weight": weight}), total.double())
-        found = bench.run(op(0), by_token, {"weight": weight})
-        bench.close(found, normed(total) * (offset + weight.double()))
+        op_bench.rounded(op_bench.run(op(1), by_token, {"weight": weight}), total.double())
+        found = op_bench.run(op(0), by_token, {"weight": weight})
+        op_bench.close(found, normed(total) * (offset + weight.double()))
 
-    def test_norms_leave_their_arguments_alone(self, bench: OpBench) -> None:
-        x, residual = bench.random(NUM_TOKENS, HIDDEN), bench.random(NUM_TOKENS, HIDDEN, seed=1)
+    def test_norms_leave_their_arguments_alone(self, op_bench: OpBench) -> None:
+        x, residual = (
+            op_bench.random(NUM_TOKENS, HIDDEN),
+            op_bench.random(NUM_TOKENS, HIDDEN, seed=1),
+        )
 
         def both(ops: Ops, given: Tensors) -> object:
             row, other = given["x"], given["residual"]
@@ -170,15 +174,15 @@ class OpsSuite(Suite):
             ops.layer_norm(row, weight, weight, EPS)
             return ops.add_rms_norm(row, other, weight, EPS)
 
-        bench.keeps(both, {"x": x, "residual": residual})
+        op_bench.keeps(both, {"x": x, "residual": residual})
 
     @pytest.mark.parametrize("with_bias", [True, False])
     def test_layer_norm_has_mean_and_deviation_taken_off(
-        self, bench: OpBench, with_bias: bool
+        self, op_bench: OpBench, with_bias: bool
     ) -> None:
-        x, weight = rows_of_many_sizes(bench) + 2, bench.random(HIDDEN, seed=2)
-        bias = bench.random(HIDDEN, seed=4) if with_bias else None
-        found = bench.run(
+        x, weight = rows_of_many_sizes(op_bench) + 2, op_bench.random(HIDDEN, seed=2)
+        bias = op_bench.random(HIDDEN, seed=4) if with_bias else None
+        found = op_bench.run(
             lambda ops, given: ops.layer_norm(given["x"], given["weight"], given.get("bias"), EPS),
             {"x": x},
             {"weight": weight} | ({} if bias is None else {"bias": bias}),
@@ -186,14 +190,14 @@ class OpsSuite(Suite):
         wide = x.double()
         wide = wide - wide.mean(-1, keepdim=True)
         wanted = wide / (wide.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
-        bench.close(found, wanted if bias is None else wanted + bias.double())
+        op_bench.close(found, wanted if bias is None else wanted + bias.double())
 
     @pytest.mark.parametrize("rotated", [64, 32])
     @pytest.mark.parametrize("interleaved", [False, True])
     def test_rope_turns_pairs_of_the_first_numbers_of_a_head(
-        self, bench: OpBench, interleaved: bool, rotated: int
+        self, op_bench: OpBench, interleaved: bool, rotated: int
     ) -> None:
-        q, k = bench.random(NUM_TOKENS, 3, 64), bench.random(NUM_TOKENS, 1, 64, seed=1)
+        q, k = op_bench.random(NUM_TOKENS, 3, 64), op_bench.random(NUM_TOKENS, 1, 64, seed=1)
         cos, sin = turns(rotated)
 
         def op(which: int) -> Op:
@@ -203,55 +207,55 @@ class OpsSuite(Suite):
 
         by_token = {"q": q, "k": k, "cos": cos, "sin": sin}
         for which, x in enumerate((q, k)):
-            found = bench.run(op(which), by_token, {})
-            bench.rounded(found, turned(x.double(), cos.double(), sin.double(), interleaved))
+            found = op_bench.run(op(which), by_token, {})
+            op_bench.rounded(found, turned(x.double(), cos.double(), sin.double(), interleaved))
 
-    def test_rope_leaves_its_arguments_alone(self, bench: OpBench) -> None:
+    def test_rope_leaves_its_arguments_alone(self, op_bench: OpBench) -> None:
         cos, sin = turns(64)
-        q, k = bench.random(NUM_TOKENS, 3, 64), bench.random(NUM_TOKENS, 1, 64, seed=1)
-        bench.keeps(
+        q, k = op_bench.random(NUM_TOKENS, 3, 64), op_bench.random(NUM_TOKENS, 1, 64, seed=1)
+        op_bench.keeps(
             lambda ops, given: ops.rope(given["q"], given["k"], given["cos"], given["sin"]),
             {"q": q, "k": k, "cos": cos, "sin": sin},
         )
 
     @pytest.mark.parametrize("name", ACTIVATIONS)
-    def test_activations_alone_and_gated(self, bench: OpBench, name: str) -> None:
-        gate = bench.random(NUM_TOKENS, 48, scale=2)
-        up = bench.random(NUM_TOKENS, 48, seed=1)
-        found = bench.run(
+    def test_activations_alone_and_gated(self, op_bench: OpBench, name: str) -> None:
+        gate = op_bench.random(NUM_TOKENS, 48, scale=2)
+        up = op_bench.random(NUM_TOKENS, 48, seed=1)
+        found = op_bench.run(
             lambda ops, given: ops.activation(given["gate"], name), {"gate": gate}, {}
         )
-        bench.close(found, activated(gate.double(), name))
-        found = bench.run(
+        op_bench.close(found, activated(gate.double(), name))
+        found = op_bench.run(
             lambda ops, given: ops.gated(given["gate"], given["up"], name),
             {"gate": gate, "up": up},
             {},
         )
-        bench.close(found, activated(gate.double(), name) * up.double())
+        op_bench.close(found, activated(gate.double(), name) * up.double())
 
-    def test_activations_leave_their_arguments_alone(self, bench: OpBench) -> None:
-        gate, up = bench.random(NUM_TOKENS, 48), bench.random(NUM_TOKENS, 48, seed=1)
+    def test_activations_leave_their_arguments_alone(self, op_bench: OpBench) -> None:
+        gate, up = op_bench.random(NUM_TOKENS, 48), op_bench.random(NUM_TOKENS, 48, seed=1)
         for name in ACTIVATIONS[:: 3 if self.is_quick else 1]:
 
             def both(ops: Ops, given: Tensors, name: str = name) -> object:
                 ops.activation(given["gate"], name)
                 return ops.gated(given["gate"], given["up"], name)
 
-            bench.keeps(both, {"gate": gate, "up": up})
+            op_bench.keeps(both, {"gate": gate, "up": up})
 
     @pytest.mark.parametrize("count", [1, 2, 8])
     @pytest.mark.parametrize("normalise", [True, False])
     def test_route_gives_the_best_experts_and_their_shares(
-        self, bench: OpBench, normalise: bool, count: int
+        self, op_bench: OpBench, normalise: bool, count: int
     ) -> None:
         order = np.argsort(np.random.default_rng(1).random((NUM_TOKENS, 8)))
-        logits = (torch.from_numpy(order) * 0.625 - 2).to(torch_dtype(bench.dtype))
+        logits = (torch.from_numpy(order) * 0.625 - 2).to(torch_dtype(op_bench.dtype))
 
         def op(which: int) -> Op:
             return lambda ops, given: ops.route(given["logits"], count, normalise=normalise)[which]
 
-        weights = bench.run(op(0), {"logits": logits}, {}, dtype="float32")
-        ids = bench.run(op(1), {"logits": logits}, {}, dtype="int32").long()
+        weights = op_bench.run(op(0), {"logits": logits}, {}, dtype="float32")
+        ids = op_bench.run(op(1), {"logits": logits}, {}, dtype="int32").long()
         share = torch.softmax(logits.double(), -1)
         best, wanted_ids = share.topk(count, -1)
         wanted = best / best.sum(-1, keepdim=True) if normalise else best
@@ -260,7 +264,7 @@ class OpsSuite(Suite):
             torch.zeros(NUM_TOKENS, 8, dtype=torch.float64).scatter(-1, at, found)
             for at, found in ((ids, weights), (wanted_ids, wanted))
         )
-        bench.close(spread, wanted_spread, "float32")
+        op_bench.close(spread, wanted_spread, "float32")
 
 
 def rows_of_many_sizes(bench: OpBench) -> Tensor:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ..capabilities import Capabilities
 from ..kv_cache import Cache
 from ..options import EngineOptions
+from ..plugin import Plugin
 from ..quantization import EmbeddingSpec, LinearSpec, Verdict, WeightFormat
 from ..reference.dtypes import torch_dtype
 from ..step import StepInputs
@@ -100,14 +102,13 @@ class LinearBench:
 class LinearSuite(Suite):
     """Linear layers, and whatever else holds weights."""
 
-    @pytest.fixture(scope="class", params=DTYPES)
-    @classmethod
-    def bench(cls, request: pytest.FixtureRequest) -> Iterator[LinearBench]:
+    @pytest.fixture(params=DTYPES)
+    def linear_bench(
+        self, request: pytest.FixtureRequest, plugin: Plugin, capabilities: Capabilities
+    ) -> Iterator[LinearBench]:
         """A session of each dtype that the backend claims."""
-        suite, dtype = cls(), str(request.param)
-        plugin = suite.make_plugin()
-        claimed = plugin.capabilities(plugin.probe()).dtypes
-        suite.require(dtype in claimed, f"dtype {dtype} not claimed")
+        dtype = str(request.param)
+        self.require(dtype in capabilities.dtypes, f"dtype {dtype} not claimed")
         options = EngineOptions(dtype=dtype, max_batch_rows=8)
         model = small_model(vocab_size=VOCAB, dtype=dtype)
         with session(plugin, model, options) as opened:
@@ -115,12 +116,14 @@ class LinearSuite(Suite):
 
     @pytest.mark.parametrize("kind", get_args(get_type_hints(WeightFormat)["kind"]))
     def test_every_format_has_a_verdict_with_its_reason(
-        self, bench: LinearBench, kind: str
+        self, linear_bench: LinearBench, kind: str
     ) -> None:
         weight = WeightFormat(kind=kind, group_size=None if kind == "plain" else 32)  # type: ignore[arg-type]
-        spec = replace(bench.spec((32, 16), bias=True), weight=weight)
+        spec = replace(linear_bench.spec((32, 16), bias=True), weight=weight)
         for num_experts in (0, NUM_EXPERTS):
-            verdicts = bench.session.backend.linear.kernels(replace(spec, num_experts=num_experts))
+            verdicts = linear_bench.session.backend.linear.kernels(
+                replace(spec, num_experts=num_experts)
+            )
             assert verdicts, f"no verdict on {kind} weights"
             for verdict in verdicts:
                 assert isinstance(verdict, Verdict)
@@ -132,18 +135,18 @@ class LinearSuite(Suite):
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("parts", [(48, 16, 16), (33, 7), (40,)])
     def test_a_layer_gives_one_product_for_each_part(
-        self, bench: LinearBench, parts: tuple[int, ...], bias: bool
+        self, linear_bench: LinearBench, parts: tuple[int, ...], bias: bool
     ) -> None:
-        spec = bench.spec(parts, bias=bias)
-        tensors = bench.tensors(spec)
-        x = bench.random(7, HIDDEN, seed=3)
-        module = bench.build(spec, tensors)
+        spec = linear_bench.spec(parts, bias=bias)
+        tensors = linear_bench.tensors(spec)
+        x = linear_bench.random(7, HIDDEN, seed=3)
+        module = linear_bench.build(spec, tensors)
         counts = (7,) if self.is_quick else (1, 2, 7)
-        bench.check(module, spec, x, product(x, tensors), counts)
+        linear_bench.check(module, spec, x, product(x, tensors), counts)
 
-    def test_a_layer_gives_as_many_outputs_as_it_has_parts(self, bench: LinearBench) -> None:
-        spec = bench.spec((24, 8), bias=False)
-        module = bench.build(spec, bench.tensors(spec))
+    def test_a_layer_gives_as_many_outputs_as_it_has_parts(self, linear_bench: LinearBench) -> None:
+        spec = linear_bench.spec((24, 8), bias=False)
+        module = linear_bench.build(spec, linear_bench.tensors(spec))
         shapes: list[tuple[int, ...]] = []
         reader: Reader
 
@@ -153,60 +156,66 @@ class LinearSuite(Suite):
             shapes.append(tuple(out.shape[1] for out in outs))
             return outs[0], cache
 
-        reader = bench.session.reader(compute, {"x": bench.random(2, HIDDEN)})
+        reader = linear_bench.session.reader(compute, {"x": linear_bench.random(2, HIDDEN)})
         reader.add_module("module", module)
-        read_tokens(bench.session, reader, range(2))
+        read_tokens(linear_bench.session, reader, range(2))
         assert set(shapes) == {(24, 8)}
 
-    def test_a_wide_layer_is_right_for_one_token_and_for_many(self, bench: LinearBench) -> None:
-        spec = bench.spec((512, 256), 256, bias=True)
-        tensors = bench.tensors(spec)
-        x = bench.random(29, 256, seed=3)
+    def test_a_wide_layer_is_right_for_one_token_and_for_many(
+        self, linear_bench: LinearBench
+    ) -> None:
+        spec = linear_bench.spec((512, 256), 256, bias=True)
+        tensors = linear_bench.tensors(spec)
+        x = linear_bench.random(29, 256, seed=3)
         wanted = product(x, tensors)
         counts = (1, 29) if self.is_quick else (1, 5, 8, 29)
-        bench.check(bench.build(spec, tensors), spec, x, wanted, counts)
+        linear_bench.check(linear_bench.build(spec, tensors), spec, x, wanted, counts)
 
     def test_the_head_gives_float32_that_no_narrower_dtype_rounded(
-        self, bench: LinearBench
+        self, linear_bench: LinearBench
     ) -> None:
-        spec = replace(bench.spec((VOCAB,), bias=False), out_dtype="float32")
-        tensors = bench.tensors(spec)
-        x = bench.random(7, HIDDEN, seed=3)
-        module = bench.build(spec, tensors)
-        bench.check(module, spec, x, product(x, tensors), (7,) if self.is_quick else (1, 7))
+        spec = replace(linear_bench.spec((VOCAB,), bias=False), out_dtype="float32")
+        tensors = linear_bench.tensors(spec)
+        x = linear_bench.random(7, HIDDEN, seed=3)
+        module = linear_bench.build(spec, tensors)
+        linear_bench.check(module, spec, x, product(x, tensors), (7,) if self.is_quick else (1, 7))
 
-    def test_an_embedding_gives_the_rows_of_its_ids(self, bench: LinearBench) -> None:
-        weight = bench.random(VOCAB, HIDDEN, seed=4)
-        embedding, head = self._embed(bench, weight, 0, None)
+    def test_an_embedding_gives_the_rows_of_its_ids(self, linear_bench: LinearBench) -> None:
+        weight = linear_bench.random(VOCAB, HIDDEN, seed=4)
+        embedding, head = self._embed(linear_bench, weight, 0, None)
         assert head is None
         ids = (0, 1, 64, 65, 126, 127, 0)
-        found = read_tokens(bench.session, bench.reader(embedding, {}, None), ids)
+        found = read_tokens(linear_bench.session, linear_bench.reader(embedding, {}, None), ids)
         np.testing.assert_array_equal(found, weight[list(ids)].float().numpy())
 
-    def test_a_part_of_the_vocabulary_gives_zeros_for_the_rest(self, bench: LinearBench) -> None:
-        weight = bench.random(30, HIDDEN, seed=4)
-        embedding, _ = self._embed(bench, weight, 40, None)
+    def test_a_part_of_the_vocabulary_gives_zeros_for_the_rest(
+        self, linear_bench: LinearBench
+    ) -> None:
+        weight = linear_bench.random(30, HIDDEN, seed=4)
+        embedding, _ = self._embed(linear_bench, weight, 40, None)
         ids = (0, 39, 40, 41, 69, 70, 127)
-        found = read_tokens(bench.session, bench.reader(embedding, {}, None), ids)
+        found = read_tokens(linear_bench.session, linear_bench.reader(embedding, {}, None), ids)
         wanted = torch.zeros(len(ids), HIDDEN)
         wanted[2:5] = weight[[0, 1, 29]].float()
         np.testing.assert_array_equal(found, wanted.numpy())
 
-    def test_a_tied_head_multiplies_by_the_embedding(self, bench: LinearBench) -> None:
-        weight = bench.random(VOCAB, HIDDEN, seed=4, scale=HIDDEN**-0.5)
-        spec = replace(bench.spec((VOCAB,), bias=False), out_dtype="float32")
-        embedding, head = self._embed(bench, weight, 0, spec)
+    def test_a_tied_head_multiplies_by_the_embedding(self, linear_bench: LinearBench) -> None:
+        weight = linear_bench.random(VOCAB, HIDDEN, seed=4, scale=HIDDEN**-0.5)
+        spec = replace(linear_bench.spec((VOCAB,), bias=False), out_dtype="float32")
+        embedding, head = self._embed(linear_bench, weight, 0, spec)
         assert head is not None
-        x = bench.random(7, HIDDEN, seed=5)
-        bench.check(head, spec, x, product(x, {"weight": weight}), (7,))
-        found = read_tokens(bench.session, bench.reader(embedding, {}, None), (3, 127))
+        x = linear_bench.random(7, HIDDEN, seed=5)
+        linear_bench.check(head, spec, x, product(x, {"weight": weight}), (7,))
+        found = read_tokens(
+            linear_bench.session, linear_bench.reader(embedding, {}, None), (3, 127)
+        )
         np.testing.assert_array_equal(found, weight[[3, 127]].float().numpy())
 
-    def test_a_tied_head_holds_no_second_weight(self, bench: LinearBench) -> None:
-        weight = bench.random(VOCAB, HIDDEN, seed=4)
-        spec = replace(bench.spec((VOCAB,), bias=False), out_dtype="float32")
-        alone, _ = self._embed(bench, weight, 0, None)
-        embedding, head = self._embed(bench, weight, 0, spec)
+    def test_a_tied_head_holds_no_second_weight(self, linear_bench: LinearBench) -> None:
+        weight = linear_bench.random(VOCAB, HIDDEN, seed=4)
+        spec = replace(linear_bench.spec((VOCAB,), bias=False), out_dtype="float32")
+        alone, _ = self._embed(linear_bench, weight, 0, None)
+        embedding, head = self._embed(linear_bench, weight, 0, spec)
         assert head is not None
         num_bytes, tied = held_bytes(alone), held_bytes(nn.ModuleList([embedding, head]))
         assert tied < 1.5 * num_bytes, f"{tied} bytes with the head, {num_bytes} without"
@@ -214,37 +223,41 @@ class LinearSuite(Suite):
     @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
     @pytest.mark.parametrize("chosen", [1, 2, NUM_EXPERTS])
     def test_experts_add_up_by_their_weights(
-        self, bench: LinearBench, chosen: int, activation: str
+        self, linear_bench: LinearBench, chosen: int, activation: str
     ) -> None:
         if (chosen, activation) != (2, "silu"):
             self.thorough()
-        up = replace(bench.spec((INNER, INNER), bias=False), num_experts=NUM_EXPERTS)
-        down = replace(bench.spec((HIDDEN,), INNER, bias=False), num_experts=NUM_EXPERTS)
+        up = replace(linear_bench.spec((INNER, INNER), bias=False), num_experts=NUM_EXPERTS)
+        down = replace(linear_bench.spec((HIDDEN,), INNER, bias=False), num_experts=NUM_EXPERTS)
         weights = {
-            "gate_up": bench.random(NUM_EXPERTS, 2 * INNER, HIDDEN, seed=1, scale=HIDDEN**-0.5),
-            "down": bench.random(NUM_EXPERTS, HIDDEN, INNER, seed=2, scale=INNER**-0.5),
+            "gate_up": linear_bench.random(
+                NUM_EXPERTS, 2 * INNER, HIDDEN, seed=1, scale=HIDDEN**-0.5
+            ),
+            "down": linear_bench.random(NUM_EXPERTS, HIDDEN, INNER, seed=2, scale=INNER**-0.5),
         }
-        x = bench.random(7, HIDDEN, seed=3)
+        x = linear_bench.random(7, HIDDEN, seed=3)
         order = np.argsort(np.random.default_rng(2).random((7, NUM_EXPERTS)))[:, :chosen]
         ids = torch.from_numpy(order.astype(np.int32))
         share = torch.rand(7, chosen, generator=torch.Generator().manual_seed(5)) + 0.1
         with torch.inference_mode():
             tensors = {name: {"weight": weight} for name, weight in weights.items()}
-            module = bench.session.backend.linear.build_experts(up, down, tensors, activation)
-        reader = bench.reader(module, {"x": x, "weights": share, "ids": ids}, None)
+            module = linear_bench.session.backend.linear.build_experts(
+                up, down, tensors, activation
+            )
+        reader = linear_bench.reader(module, {"x": x, "weights": share, "ids": ids}, None)
         wanted = mixed(x, weights["gate_up"], weights["down"], share, ids, activation)
         for count in (7,) if self.is_quick else (1, 7):
-            found = read_tokens(bench.session, reader, range(count))
-            bench.close(found, wanted[:count], bench.dtype)
+            found = read_tokens(linear_bench.session, reader, range(count))
+            linear_bench.close(found, wanted[:count], linear_bench.dtype)
 
     def _embed(
-        self, bench: LinearBench, weight: Tensor, first_row: int, head: LinearSpec | None
+        self, linear_bench: LinearBench, weight: Tensor, first_row: int, head: LinearSpec | None
     ) -> tuple[nn.Module, nn.Module | None]:
         spec = EmbeddingSpec(
-            first_row=first_row, num_rows=len(weight), hidden_size=HIDDEN, dtype=bench.dtype
+            first_row=first_row, num_rows=len(weight), hidden_size=HIDDEN, dtype=linear_bench.dtype
         )
         with torch.inference_mode():
-            return bench.session.backend.linear.build_embedding(spec, weight, head)
+            return linear_bench.session.backend.linear.build_embedding(spec, weight, head)
 
 
 def product(x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from ..kv_cache import IN_PROMPT
 from ..options import EngineOptions
+from ..plugin import Plugin
 from ..step import I32
 from .bench import Bench
 from .drawing import Drawing, chi_square, drawn_from, softmax
@@ -48,37 +49,36 @@ POSITIONS = (0, 1, 2, 500, 2**20)
 class SamplerSuite(Suite):
     """The sampler."""
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def bench(cls) -> Iterator[Bench]:
-        """One session for all cases: what one leaves behind in slots must not disturb the next."""
+    @pytest.fixture
+    def draws(self, plugin: Plugin) -> Iterator[Bench]:
+        """A session, and logits to draw from."""
         generator = np.random.default_rng(1)
         logits = generator.normal(0, 3, (NUM_ROWS, VOCAB)).astype(np.float32)
         logits[-4:] /= 6
         options = EngineOptions(dtype="float32", max_batch_rows=8)
-        with session(cls().make_plugin(), small_model(vocab_size=VOCAB), options) as opened:
+        with session(plugin, small_model(vocab_size=VOCAB), options) as opened:
             reader = opened.table(torch.from_numpy(logits))
             yield Bench(session=opened, logits=logits, reader=reader, num_held=num_held(opened))
 
-    def need(self, bench: Bench, *features: str) -> None:
+    def need(self, draws: Bench, *features: str) -> None:
         """Skip where the backend does not claim `features`."""
-        missing = set(features) - bench.session.launch.capabilities.features
+        missing = set(features) - draws.session.launch.capabilities.features
         self.require(not missing, f"{', '.join(sorted(missing))} not claimed")
 
-    def test_a_greedy_row_takes_its_largest_logit(self, bench: Bench) -> None:
+    def test_a_greedy_row_takes_its_largest_logit(self, draws: Bench) -> None:
         drawings = [Drawing(row=row) for row in range(NUM_ROWS)]
-        bench.expect(drawings, bench.draw(drawings))
+        draws.expect(drawings, draws.draw(drawings))
 
     def test_a_greedy_row_among_variants_of_all_features_takes_its_largest_logit(
-        self, bench: Bench
+        self, draws: Bench
     ) -> None:
-        everything = bench.session.launch.capabilities.features
+        everything = draws.session.launch.capabilities.features
         drawings = [Drawing(row=row) for row in range(NUM_ROWS)]
-        bench.expect(drawings, bench.draw(drawings, everything))
+        draws.expect(drawings, draws.draw(drawings, everything))
 
     @pytest.mark.parametrize("seed", SEEDS)
-    def test_noise_is_what_the_contract_defines(self, bench: Bench, seed: int) -> None:
-        self.need(bench, "sampled")
+    def test_noise_is_what_the_contract_defines(self, draws: Bench, seed: int) -> None:
+        self.need(draws, "sampled")
         if seed not in SEEDS[3:8]:
             self.thorough()
         drawings = [
@@ -86,142 +86,142 @@ class SamplerSuite(Suite):
             for row in (0, NUM_ROWS - 1)
             for position in POSITIONS
         ]
-        bench.expect(drawings, bench.draw(drawings))
+        draws.expect(drawings, draws.draw(drawings))
 
     @pytest.mark.parametrize("kind", [*FILTERS])
     def test_what_is_kept_and_drawn_is_what_the_filters_define(
-        self, bench: Bench, kind: str
+        self, draws: Bench, kind: str
     ) -> None:
-        self.need(bench, *FILTERS[kind].features)
-        claimed = bench.session.launch.capabilities.features
+        self.need(draws, *FILTERS[kind].features)
+        claimed = draws.session.launch.capabilities.features
         rows = (0, 1, NUM_ROWS - 1, NUM_ROWS - 2) * (1 if self.is_quick else 8)
         drawings = [
             replace(FILTERS[kind], row=row, seed=91 + index, of_drawn="logprobs" in claimed)
             for index, row in enumerate(rows)
         ]
-        bench.expect(drawings, bench.draw(drawings))
+        draws.expect(drawings, draws.draw(drawings))
 
     @pytest.mark.parametrize("kind", ["temperature", "top_k", "top_p", "min_p", "typical_p"])
-    def test_draws_at_many_positions_follow_the_distribution(self, bench: Bench, kind: str) -> None:
-        self.need(bench, *FILTERS[kind].features)
+    def test_draws_at_many_positions_follow_the_distribution(self, draws: Bench, kind: str) -> None:
+        self.need(draws, *FILTERS[kind].features)
         if kind != "top_k":
             self.thorough()
         drawings = [
             replace(FILTERS[kind], row=2, seed=2**40 + 3, position=position)
             for position in range(256 if self.is_quick else 1024)
         ]
-        share = softmax(drawn_from(bench.logits[2], drawings[0]))
-        ids = np.asarray(bench.draw(drawings).ids)
+        share = softmax(drawn_from(draws.logits[2], drawings[0]))
+        ids = np.asarray(draws.draw(drawings).ids)
         outside = sorted(set(ids[share[ids] == 0].tolist()))
         assert not outside, f"ids that {kind} should have left out were drawn: {outside}"
         statistic, limit = chi_square(np.bincount(ids, minlength=VOCAB), share)
         assert statistic < limit, f"chi-square {statistic:.1f}, where at most {limit:.1f} is chance"
 
-    def test_a_draw_is_the_same_in_every_batch_row_and_slot(self, bench: Bench) -> None:
-        self.need(bench, "sampled")
+    def test_a_draw_is_the_same_in_every_batch_row_and_slot(self, draws: Bench) -> None:
+        self.need(draws, "sampled")
         wanted = Drawing(row=3, temperature=1.1, seed=2**35 + 77, position=12)
-        alone = np.asarray(bench.draw([wanted]).ids)[0]
-        most = bench.num_held
+        alone = np.asarray(draws.draw([wanted]).ids)[0]
+        most = draws.num_held
         for count in range(2, most + 1, max(1, (most - 2) // 2) if self.is_quick else 1):
             others = [Drawing(row=9, temperature=0.7, seed=i, position=i) for i in range(count)]
             for place in {0, count // 2, count - 1}:
-                slot = (place + 3) % bench.num_slots
-                slots = [other for other in range(bench.num_slots) if other != slot]
+                slot = (place + 3) % draws.num_slots
+                slots = [other for other in range(draws.num_slots) if other != slot]
                 drawings = [replace(o, slot=s) for o, s in zip(others, slots, strict=False)]
                 drawings.insert(place, replace(wanted, slot=slot))
-                drawn = np.asarray(bench.draw(drawings[:count]).ids)[place]
+                drawn = np.asarray(draws.draw(drawings[:count]).ids)[place]
                 assert drawn == alone, f"row {place} of {count} draws {drawn}, alone {alone}"
 
-    def test_positions_and_seeds_give_other_draws(self, bench: Bench) -> None:
-        self.need(bench, "sampled")
+    def test_positions_and_seeds_give_other_draws(self, draws: Bench) -> None:
+        self.need(draws, "sampled")
         flat = Drawing(row=NUM_ROWS - 1, temperature=5.0, seed=5)
         by_position = [replace(flat, position=position) for position in range(8)]
         by_seed = [replace(flat, seed=seed << 32) for seed in range(8)]
         for drawings in (by_position, by_seed):
-            ids = np.asarray(bench.draw(drawings).ids)
+            ids = np.asarray(draws.draw(drawings).ids)
             assert len(set(ids.tolist())) > 4, f"of eight draws most are equal: {ids}"
 
     @pytest.mark.parametrize("kind", [*PENALTIES])
-    def test_penalties_are_those_of_the_definitions(self, bench: Bench, kind: str) -> None:
-        self.need(bench, "penalties")
+    def test_penalties_are_those_of_the_definitions(self, draws: Bench, kind: str) -> None:
+        self.need(draws, "penalties")
         counts = {slot: some_counts(slot) for slot in range(2)}
         for slot, held in counts.items():
-            bench.reset(slot, held)
+            draws.reset(slot, held)
         drawings = [
-            Drawing(row=slot, slot=slot, penalties=PENALTIES[kind], of_drawn=self.scored(bench))
+            Drawing(row=slot, slot=slot, penalties=PENALTIES[kind], of_drawn=self.scored(draws))
             for slot in counts
         ]
-        bench.expect(drawings, bench.draw(drawings), counts)
+        draws.expect(drawings, draws.draw(drawings), counts)
 
-    def test_drawn_tokens_are_counted_step_by_step(self, bench: Bench) -> None:
-        self.need(bench, "penalties")
+    def test_drawn_tokens_are_counted_step_by_step(self, draws: Bench) -> None:
+        self.need(draws, "penalties")
         counts = {slot: some_counts(slot) for slot in range(3)}
         for slot, held in counts.items():
-            bench.reset(slot, held)
+            draws.reset(slot, held)
         drawings = [
-            Drawing(row=row, slot=slot, penalties=(1.0, 1.1, 0.4), of_drawn=self.scored(bench))
+            Drawing(row=row, slot=slot, penalties=(1.0, 1.1, 0.4), of_drawn=self.scored(draws))
             for slot, row in enumerate((4, NUM_ROWS - 1, 4))
         ]
         for _ in range(6):
-            output = bench.draw(drawings)
-            bench.expect(drawings, output, counts)
+            output = draws.draw(drawings)
+            draws.expect(drawings, output, counts)
             for slot, token in enumerate(np.asarray(output.ids).tolist()):
                 counts[slot][token] += 1
 
-    def test_a_slot_taken_anew_has_the_counts_it_was_given(self, bench: Bench) -> None:
-        self.need(bench, "penalties")
-        slot = bench.num_slots - 1
-        drawing = Drawing(row=5, slot=slot, penalties=(1.5, 1.0, 1.0), of_drawn=self.scored(bench))
-        bench.reset(slot, some_counts(0) + some_counts(1))
-        bench.draw([drawing])
+    def test_a_slot_taken_anew_has_the_counts_it_was_given(self, draws: Bench) -> None:
+        self.need(draws, "penalties")
+        slot = draws.num_slots - 1
+        drawing = Drawing(row=5, slot=slot, penalties=(1.5, 1.0, 1.0), of_drawn=self.scored(draws))
+        draws.reset(slot, some_counts(0) + some_counts(1))
+        draws.draw([drawing])
         for counts in (np.zeros(VOCAB, np.int32), some_counts(2)):
-            bench.reset(slot, counts)
-            bench.expect([drawing], bench.draw([drawing]), {slot: counts})
+            draws.reset(slot, counts)
+            draws.expect([drawing], draws.draw([drawing]), {slot: counts})
 
     def test_counts_left_in_a_slot_change_nothing_for_a_request_without_penalties(
-        self, bench: Bench
+        self, draws: Bench
     ) -> None:
-        self.need(bench, "penalties")
-        best = int(np.argmax(bench.logits[6]))
+        self.need(draws, "penalties")
+        best = int(np.argmax(draws.logits[6]))
         counts = np.zeros(VOCAB, np.int32)
         counts[best] = IN_PROMPT + 1000
-        bench.reset(1, counts)
-        bench.reset(1, None)
-        drawing = Drawing(row=6, slot=1, of_drawn=self.scored(bench))
-        bench.expect([drawing], bench.draw([drawing], frozenset({"penalties"})), {1: counts})
+        draws.reset(1, counts)
+        draws.reset(1, None)
+        drawing = Drawing(row=6, slot=1, of_drawn=self.scored(draws))
+        draws.expect([drawing], draws.draw([drawing], frozenset({"penalties"})), {1: counts})
 
-    def test_what_is_drawn_for_the_sink_counts_for_nobody(self, bench: Bench) -> None:
-        self.need(bench, "penalties")
-        counts = {slot: np.zeros(VOCAB, np.int32) for slot in (0, bench.num_slots - 1)}
+    def test_what_is_drawn_for_the_sink_counts_for_nobody(self, draws: Bench) -> None:
+        self.need(draws, "penalties")
+        counts = {slot: np.zeros(VOCAB, np.int32) for slot in (0, draws.num_slots - 1)}
         for slot, held in counts.items():
-            bench.reset(slot, held)
+            draws.reset(slot, held)
         drawings = [
-            Drawing(row=7, slot=slot, penalties=(2.0, 3.0, 3.0), of_drawn=self.scored(bench))
+            Drawing(row=7, slot=slot, penalties=(2.0, 3.0, 3.0), of_drawn=self.scored(draws))
             for slot in counts
         ]
         for _ in range(2):
-            bench.draw([replace(drawing, for_sink=True) for drawing in drawings])
-        bench.expect(drawings, bench.draw(drawings), counts)
+            draws.draw([replace(drawing, for_sink=True) for drawing in drawings])
+        draws.expect(drawings, draws.draw(drawings), counts)
 
-    def test_a_bias_is_added_to_the_tokens_it_names_and_to_no_other(self, bench: Bench) -> None:
-        self.need(bench, "bias")
-        most = bench.session.launch.options.max_logit_bias
-        worst = [int(np.argmin(bench.logits[row])) for row in range(4)]
+    def test_a_bias_is_added_to_the_tokens_it_names_and_to_no_other(self, draws: Bench) -> None:
+        self.need(draws, "bias")
+        most = draws.session.launch.options.max_logit_bias
+        worst = [int(np.argmin(draws.logits[row])) for row in range(4)]
         many = {token: 30 - token / 100 for token in range(0, VOCAB, VOCAB // most + 1)}
         biases: list[dict[int, float]] = [
             {worst[0]: 100.0},
-            {int(np.argmax(bench.logits[1])): -100.0},
+            {int(np.argmax(draws.logits[1])): -100.0},
             {0: 50.5, VOCAB - 1: 51.5},
             dict([*many.items()][:most]),
         ]
         drawings = [
-            Drawing(row=row, bias=bias, of_drawn=self.scored(bench))
+            Drawing(row=row, bias=bias, of_drawn=self.scored(draws))
             for row, bias in enumerate(biases)
         ]
-        bench.expect(drawings, bench.draw(drawings))
+        draws.expect(drawings, draws.draw(drawings))
 
-    def test_a_bitmask_lets_only_its_tokens_through(self, bench: Bench) -> None:
-        self.need(bench, "bitmask")
+    def test_a_bitmask_lets_only_its_tokens_through(self, draws: Bench) -> None:
+        self.need(draws, "bitmask")
         sets = (
             frozenset({0}),
             frozenset({VOCAB - 1}),
@@ -229,47 +229,47 @@ class SamplerSuite(Suite):
             frozenset(range(0, VOCAB, 3)) | {VOCAB - 2},
         )
         drawings = [
-            Drawing(row=row, allowed=ids, of_drawn=self.scored(bench))
+            Drawing(row=row, allowed=ids, of_drawn=self.scored(draws))
             for row, ids in enumerate(sets)
         ]
-        bench.expect(drawings, bench.draw(drawings))
-        if "sampled" in bench.session.launch.capabilities.features:
+        draws.expect(drawings, draws.draw(drawings))
+        if "sampled" in draws.session.launch.capabilities.features:
             hot = [replace(d, temperature=0.5, seed=index) for index, d in enumerate(drawings)]
-            bench.expect(hot, bench.draw(hot))
+            draws.expect(hot, draws.draw(hot))
 
-    def test_a_target_is_scored_in_place_of_a_draw(self, bench: Bench) -> None:
-        self.need(bench, "targets")
+    def test_a_target_is_scored_in_place_of_a_draw(self, draws: Bench) -> None:
+        self.need(draws, "targets")
         drawings = [Drawing(row=row, target=row * 57) for row in range(4)] + [Drawing(row=5)]
-        extra = frozenset({"logprobs"}) if self.scored(bench) else frozenset()
-        output = bench.draw(drawings, extra)
+        extra = frozenset({"logprobs"}) if self.scored(draws) else frozenset()
+        output = draws.draw(drawings, extra)
         assert np.asarray(output.ids)[:4].tolist() == [0, 57, 114, 171]
-        bench.expect(drawings, output)
+        draws.expect(drawings, output)
 
-    def test_a_target_is_not_counted(self, bench: Bench) -> None:
-        self.need(bench, "targets", "penalties")
+    def test_a_target_is_not_counted(self, draws: Bench) -> None:
+        self.need(draws, "targets", "penalties")
         counts = {slot: np.zeros(VOCAB, np.int32) for slot in range(2)}
         for slot in counts:
-            bench.reset(slot, counts[slot])
-        best = int(np.argmax(bench.logits[2]))
+            draws.reset(slot, counts[slot])
+        best = int(np.argmax(draws.logits[2]))
         targets = [Drawing(row=2, slot=slot, target=best) for slot in range(2)]
-        bench.draw(targets, frozenset({"penalties"}))
+        draws.draw(targets, frozenset({"penalties"}))
         drawings = [Drawing(row=2, slot=slot, penalties=(9.0, 9.0, 9.0)) for slot in range(2)]
-        bench.expect(drawings, bench.draw(drawings), counts)
+        draws.expect(drawings, draws.draw(drawings), counts)
 
     def test_logprobs_are_of_the_raw_logits_or_of_the_distribution_drawn_from(
-        self, bench: Bench
+        self, draws: Bench
     ) -> None:
-        self.need(bench, "logprobs")
-        most = bench.session.launch.options.max_logprobs
-        claimed = bench.session.launch.capabilities.features
+        self.need(draws, "logprobs")
+        most = draws.session.launch.options.max_logprobs
+        claimed = draws.session.launch.capabilities.features
         base = Drawing(temperature=0.6) if "sampled" in claimed else Drawing()
         drawings = [
             replace(base, row=row, seed=row, of_drawn=of_drawn)
             for row in (0, 1, NUM_ROWS - 1)
             for of_drawn in (False, True)
         ]
-        output = bench.draw(drawings, frozenset({"logprobs"}))
-        bench.expect(drawings, output)
+        output = draws.draw(drawings, frozenset({"logprobs"}))
+        draws.expect(drawings, output)
         for field in (output.top_ids, output.top_logprobs):
             assert np.asarray(field).shape == (len(drawings), most)
         assert np.asarray(output.rank).dtype == np.asarray(output.top_ids).dtype == np.int32
@@ -277,15 +277,15 @@ class SamplerSuite(Suite):
             np.asarray(output.logprob).dtype == np.asarray(output.top_logprobs).dtype == np.float32
         )
 
-    def test_a_step_without_logprobs_has_none(self, bench: Bench) -> None:
-        features = bench.features(frozenset())
-        output = bench.draw([Drawing()])
+    def test_a_step_without_logprobs_has_none(self, draws: Bench) -> None:
+        features = draws.features(frozenset())
+        output = draws.draw([Drawing()])
         fields = (output.logprob, output.rank, output.top_ids, output.top_logprobs)
         assert [field is not None for field in fields] == ["logprobs" in features] * 4
 
-    def test_rows_of_one_step_have_each_their_own_features(self, bench: Bench) -> None:
-        everything = self.everything(bench)
-        counts = {slot: some_counts(slot) for slot in range(bench.num_slots)}
+    def test_rows_of_one_step_have_each_their_own_features(self, draws: Bench) -> None:
+        everything = self.everything(draws)
+        counts = {slot: some_counts(slot) for slot in range(draws.num_slots)}
         drawings = [
             Drawing(),
             Drawing(temperature=1.2, seed=2**33),
@@ -297,77 +297,77 @@ class SamplerSuite(Suite):
             Drawing(temperature=2.0, seed=8, typical_p=0.6, bias={7: 20.0}, of_drawn=True),
         ]
         served = [drawing for drawing in drawings if drawing.features <= everything]
-        for first in range(0, len(served), bench.num_held):
+        for first in range(0, len(served), draws.num_held):
             some = [
                 replace(drawing, row=row, slot=row)
-                for row, drawing in enumerate(served[first : first + bench.num_held])
+                for row, drawing in enumerate(served[first : first + draws.num_held])
             ]
             if "penalties" in everything:
                 for slot in range(len(some)):
-                    bench.reset(slot, counts[slot])
-            bench.expect(some, bench.draw(some, everything), counts)
+                    draws.reset(slot, counts[slot])
+            draws.expect(some, draws.draw(some, everything), counts)
 
     @pytest.mark.parametrize("everything", [False, True])
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_rows_that_are_not_finite_are_named_and_disturb_no_other(
-        self, bench: Bench, value: float, everything: bool
+        self, draws: Bench, value: float, everything: bool
     ) -> None:
         if value == -np.inf and not everything:
             self.thorough()
-        logits = bench.logits.copy()
+        logits = draws.logits.copy()
         logits[1, 0] = logits[3, VOCAB - 1] = logits[4, 350] = logits[6, :] = value
         try:
-            reader = bench.session.table(torch.from_numpy(logits))
+            reader = draws.session.table(torch.from_numpy(logits))
         except RuntimeError as error:  # of torch: what a device that knows no infinity may do
             pytest.skip(f"the device takes no {value}: {error}")
-        extra = self.everything(bench) if everything else frozenset[str]()
+        extra = self.everything(draws) if everything else frozenset[str]()
         drawings = [Drawing(row=row) for row in range(8)]
-        output = bench.draw(drawings, extra, reader=reader)
+        output = draws.draw(drawings, extra, reader=reader)
         found = np.asarray(output.finite).astype(bool).tolist()
         assert found == [row not in (1, 3, 4, 6) for row in range(8)]
-        wanted = bench.logits.argmax(-1)
+        wanted = draws.logits.argmax(-1)
         for row in (0, 2, 5, 7):
             drawn = np.asarray(output.ids)[row]
             assert drawn == wanted[row], f"row {row} is finite, and draws {drawn}"
-        bench.expect(drawings, bench.draw(drawings, extra))
+        draws.expect(drawings, draws.draw(drawings, extra))
 
-    def test_extreme_logits_are_finite_and_drawn_from(self, bench: Bench) -> None:
+    def test_extreme_logits_are_finite_and_drawn_from(self, draws: Bench) -> None:
         logits = np.zeros((4, VOCAB), np.float32)
         logits[0, 9], logits[0, 10] = 1e30, -1e30
         logits[1], logits[1, 11] = -1e30, -1e29
         logits[2], logits[2, 12] = 1e30, 1.1e30
         logits[3] = 7.0
         extreme = replace(
-            bench, logits=logits, reader=bench.session.table(torch.from_numpy(logits))
+            draws, logits=logits, reader=draws.session.table(torch.from_numpy(logits))
         )
-        drawings = [Drawing(row=row, of_drawn=self.scored(bench)) for row in range(3)]
-        extreme.expect(drawings, extreme.draw(drawings, self.everything(bench)))
-        if "sampled" in bench.session.launch.capabilities.features:
+        drawings = [Drawing(row=row, of_drawn=self.scored(draws)) for row in range(3)]
+        extreme.expect(drawings, extreme.draw(drawings, self.everything(draws)))
+        if "sampled" in draws.session.launch.capabilities.features:
             hot = [Drawing(row=row, temperature=0.2, seed=row) for row in range(4)]
-            extreme.expect(hot, extreme.draw(hot, self.everything(bench)))
+            extreme.expect(hot, extreme.draw(hot, self.everything(draws)))
 
-    def test_prefill_rows_draw_as_decoding_rows_do(self, bench: Bench) -> None:
-        features = bench.features(frozenset())
-        wanted = bench.logits.argmax(-1)
+    def test_prefill_rows_draw_as_decoding_rows_do(self, draws: Bench) -> None:
+        features = draws.features(frozenset())
+        wanted = draws.logits.argmax(-1)
         row = Row(token_ids=(1, 2, 3), blocks=((1,),))
         for logits in ("last", "all"):
-            if not bench.session.can_hold([row], logits):
+            if not draws.session.can_hold([row], logits):
                 continue
             some = (3,) if logits == "last" else row.token_ids
             # a request keeps what is drawn last
             drawings = [Drawing(row=token, slot=0, for_sink=token != 3) for token in some]
-            arrays = bench.arrays(drawings, features)
-            batch = bench.session.batch([row], logits=logits, features=features, sampling=arrays)
-            output = bench.session.draw(bench.reader, batch)
+            arrays = draws.arrays(drawings, features)
+            batch = draws.session.batch([row], logits=logits, features=features, sampling=arrays)
+            output = draws.session.draw(draws.reader, batch)
             assert np.asarray(output.ids).tolist() == [wanted[d.row] for d in drawings]
 
-    def everything(self, bench: Bench) -> frozenset[str]:
+    def everything(self, draws: Bench) -> frozenset[str]:
         """The largest variant, less what the contract gives no definition of."""
-        return bench.session.launch.capabilities.features - {"watermark"}
+        return draws.session.launch.capabilities.features - {"watermark"}
 
-    def scored(self, bench: Bench) -> bool:
+    def scored(self, draws: Bench) -> bool:
         """Whether distributions can be looked at through logprobs."""
-        return "logprobs" in bench.session.launch.capabilities.features
+        return "logprobs" in draws.session.launch.capabilities.features
 
 
 def some_counts(slot: int) -> I32:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -32,16 +31,6 @@ def num_held(session: Session) -> int:
     raise PluginError("no bucket takes a single decoding row; fit must hold one row within limits")
 
 
-@contextmanager
-def renewing(session: Session) -> Iterator[None]:
-    """Where a step raises, a donated cache may be lost: the cases after this one get another."""
-    try:
-        yield
-    except Exception:
-        session.renew()
-        raise
-
-
 def pieces(count: int, size: int) -> Iterator[slice]:
     """Of `size` each, the last one perhaps shorter."""
     for first in range(0, count, size):
@@ -50,11 +39,10 @@ def pieces(count: int, size: int) -> Iterator[slice]:
 
 def read_tokens(session: Session, reader: Reader, ids: Sequence[int]) -> F32:
     """The reader's values [len(ids), n], each token a decoding row."""
-    with renewing(session):
-        found = [
-            session.read(reader, session.batch(decode_rows(session, ids[piece])))
-            for piece in pieces(len(ids), num_held(session))
-        ]
+    found = [
+        session.read(reader, session.batch(decode_rows(session, ids[piece])))
+        for piece in pieces(len(ids), num_held(session))
+    ]
     return np.concatenate(found)
 
 
@@ -67,5 +55,4 @@ def read_text(session: Session, reader: Reader, ids: Sequence[int]) -> F32:
     blocks = tuple(range(1, -(-len(ids) // size) + 1))
     row = Row(token_ids=tuple(ids), blocks=(blocks,) * len(session.launch.model.groups))
     holds_all = session.can_hold([row], "all")
-    with renewing(session):
-        return session.read(reader, session.batch([row], logits="all" if holds_all else "last"))
+    return session.read(reader, session.batch([row], logits="all" if holds_all else "last"))
