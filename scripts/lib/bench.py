@@ -1,6 +1,7 @@
 """Output tokens a second through HTTP, beside Transformers' generate on the same machine in the same run.
 
-python scripts/lib/bench.py [--rounds N] [--streams 1 8 32] [--dtype bfloat16] [--prompt 256] [--new 64] [--profile]
+python scripts/lib/bench.py [--rounds N] [--streams 1 8 32] [--dtype bfloat16] [--prompt 256] [--new 64]
+                            [--profile | --beside CHECKOUT]
 """
 
 from __future__ import annotations
@@ -103,6 +104,33 @@ def show(name: str, rates: list[float], base: float) -> None:
     )
 
 
+def beside(options: argparse.Namespace) -> None:
+    """This checkout and another in turn, each round both, on the same prompts."""
+    draw = random.Random(0)
+    ratios: dict[int, list[float]] = {n: [] for n in options.streams}
+    with tempfile.TemporaryDirectory() as folder:
+        logs, flags = Path(folder), ("--dtype", options.dtype)
+        with (
+            served(logs / "ours.txt", *flags) as ours,
+            served(logs / "theirs.txt", *flags, checkout=options.beside) as theirs,
+        ):
+            for url in (ours.url, theirs.url):
+                asyncio.run(our_rate(url, random_prompts(draw, 1, 16), 4))
+            for number, found in ratios.items():
+                for turn in range(options.rounds):
+                    prompts = random_prompts(draw, number, options.prompt)
+                    # who goes first changes, for the second finds a warmer machine
+                    urls = (ours.url, theirs.url) if turn % 2 else (theirs.url, ours.url)
+                    rates = {u: asyncio.run(our_rate(u, prompts, options.new)) for u in urls}
+                    found.append(rates[ours.url] / rates[theirs.url])
+                median = statistics.median(found)
+                print(
+                    f"{number:3} streams: {median:.3f} x {options.beside} "
+                    f"({min(found):.3f} to {max(found):.3f}, {options.rounds} rounds)",
+                    flush=True,
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
@@ -111,7 +139,11 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--profile", action="store_true", help="where the time of one step goes")
+    parser.add_argument("--beside", type=Path, help="another checkout, in turn with this one")
     options = parser.parse_args()
+    if options.beside is not None:
+        beside(options)
+        return
     files = find_model(None)
     if options.profile:
         print_profile(files, options.dtype, options.streams, options.prompt)

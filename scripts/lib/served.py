@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -51,12 +52,20 @@ class Served:
 
 
 @contextmanager
-def served(log: Path, *flags: str) -> Iterator[Served]:
-    """Start `chipset serve FLAGS` on a free port of 127.0.0.1, wait for /ready, and stop it in the end."""
+def served(log: Path, *flags: str, checkout: Path | None = None) -> Iterator[Served]:
+    """Start `chipset serve FLAGS` on a free port of 127.0.0.1, wait for /ready, and stop it in the end.
+
+    `checkout`: run the code of that one, in this environment.
+    """
     command = [CHIPSET, "serve", "--backend", "cpu", "--port", "0", *flags]
+    environment = dict(os.environ)
+    if checkout is not None:
+        environment["PYTHONPATH"] = str(checkout.resolve() / "src")
     start = time.monotonic()
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, text=True, env=environment
+        )
     try:
         url = _wait(process, log, start + START_TIMEOUT_S)
         yield Served(url=url, process=process, start_s=time.monotonic() - start, log=log)
