@@ -17,7 +17,7 @@ from chipset.backends.reference.kv_cache import PagedCache
 from chipset.backends.step import F32, I32, StepBatch, slot_mapping
 
 from ..mutation import Mutation
-from ..reference_plugin import CAPABILITIES, ReferencePlugin
+from ..reference_plugin import CAPABILITIES, DynamicPlugin, ReferencePlugin
 
 Inputs = Mapping[str, Tensor]
 Found = tuple[Tensor, PagedCache]
@@ -140,6 +140,12 @@ class WritesLate(ReferenceAttention):
         return out, self._write(layer, k, v, cache, inputs[f"slots{spec.group}"])
 
 
+class OldCache(ReferenceAttention):
+    def attend(self, layer, spec, q, k, v, cache, inputs, params):  # type: ignore[no-untyped-def]
+        out, _ = super().attend(layer, spec, q, k, v, cache, inputs, params)
+        return out, cache
+
+
 class FirstLayer(ReferenceAttention):
     def attend(self, layer, spec, q, k, v, cache, inputs, params):  # type: ignore[no-untyped-def]
         shape = cache.keys[layer].shape
@@ -228,6 +234,12 @@ MUTATIONS: tuple[Mutation, ...] = (
     _masks("minus infinity in masks", "padding rows, all masked, become nan", masked=-torch.inf),
     _masks("cap after the mask", "masked scores become -cap and are seen", caps_masked=True),
     _masks("chunks by themselves", "a chunk does not see those before it", sees_before=False),
+    Mutation(
+        name="old cache returned",
+        area="attention",
+        mistake="what a functional step wrote is not handed on",
+        plugin=partial(DynamicPlugin, attention=OldCache),
+    ),
     Mutation(
         name="supports more than claimed",
         area="attention",

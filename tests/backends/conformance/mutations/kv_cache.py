@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from chipset.backends.runtime import Pending
 
 from ..bucketed import CountingCompiler
 from ..mutation import Mutation
-from ..reference_plugin import FixedKVCache, ReferencePlugin
+from ..reference_plugin import CAPABILITIES, FixedKVCache, ReferencePlugin
 
 
 class OneLayer(FixedKVCache):
@@ -159,6 +160,12 @@ MUTATIONS: tuple[Mutation, ...] = (
     _kv("reset of the next slot", "counts go to the neighbour", ResetNext),
     _kv("budget without bound", "more bytes than the device has", Boundless),
     _kv("budget by what is free", "predicted anew at each call", Shrinking),
+    Mutation(
+        name="budget not measured",
+        area="kv_cache",
+        mistake="said to be profiled, and the largest step is never run",
+        plugin=partial(ReferencePlugin, capabilities=replace(CAPABILITIES, kv_budget="profile")),
+    ),
     _sampler("drawn ids by row", "ids and counts are kept by row, not by slot", ByRow),
     _sampler("drawn ids not fed", "token_slot is ignored", NeverFed),
     _compiler("lost cache called usable", "a failed step spoils it, usable() says yes", Losing),
