@@ -131,11 +131,11 @@ class CaptureCompiler(SimCompiler):
 
         def run(prepared: Staged, *rest: Any) -> Any:
             last = self._last.pop(name, None)
-            if last is not None:
-                last.forget()
-            if prepared.bucket in self.captured:
-                return replay(prepared, *rest)
             with torch.inference_mode():
+                if last is not None:
+                    last.forget()
+                if prepared.bucket in self.captured:
+                    return replay(prepared, *rest)
                 return module(read_by(name, unpack(prepared)), *rest)
 
         return run

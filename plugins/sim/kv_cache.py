@@ -72,7 +72,7 @@ class SimKVCache(ReferenceKVCache):
         memory = self.runtime.memory()
         assert memory is not None
         graphs = int(options.graph_memory * memory.total)
-        return min(wanted, super().budget(utilisation, largest_step) - graphs)
+        return max(0, min(wanted, super().budget(utilisation, largest_step) - graphs))
 
     def allocate(self, plans: Sequence[KVPlan]) -> PagedCache:
         """See KVCache.allocate. Raises RuleBroken where graphs were made for another size."""
