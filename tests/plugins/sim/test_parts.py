@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,20 @@ def test_a_step_uploads_once_per_dtype_and_reads_nothing_until_the_result(
         reads = (watch.counts() - before).reads
         assert reads == len({array.dtype for array in arrays if array is not None})
         assert watch.counts().synchronizes == before.synchronizes
+
+
+def test_the_id_that_a_slot_drew_last_is_fed_where_token_slot_asks_for_it() -> None:
+    session = make_session("sim-tpu")
+    reader = table(session)
+    keep = {"slot": np.array([2], np.int32)}
+    first = session.batch([prompt(slot=2)], sampling=keep)
+    drawn = int(session.draw(reader, first).ids[0])
+    row = decode(slot=2)
+    wanted = session.draw(reader, session.batch([replace(row, token_ids=(drawn,))])).ids[0]
+    batch = session.batch([replace(row, token_ids=((drawn + 1) % 128,))])
+    assert batch.token_slot is not None
+    batch.token_slot[0] = 2
+    assert session.draw(reader, batch).ids[0] == wanted
 
 
 def test_an_export_reads_once_and_only_for_its_result(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Buckets: few, each step in one that holds it, a larger step in no smaller one."""
+"""Buckets: few, and each step in one that holds it."""
 
 from __future__ import annotations
 
