@@ -169,12 +169,10 @@ class _Recorder:
         self._phases: list[pytest.TestReport] = []
 
     def pytest_configure(self) -> None:
-        """Suites that are not imported yet show the values of what they assert."""
+        """Suites, and what is in their packages, show the values of what they assert."""
         import pytest
 
-        for module in self._modules:
-            if module not in sys.modules:
-                pytest.register_assert_rewrite(module)
+        pytest.register_assert_rewrite(*self._modules)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
