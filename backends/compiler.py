@@ -37,7 +37,7 @@ class Compiler(ABC):
         tensor it uses is an argument or a buffer of it, rope tables too. Where the step has no rows of logits, "draw"
         is not called.
 
-        "model" reads all of the inputs but features and sampling, "draw" only features, sampling and num_logits of the
+        Several modules may be wrapped under one name. "model" reads all of the inputs but features and sampling, "draw" only features, sampling and num_logits of the
         bucket: a compiler takes the rest away before it looks a graph up, or each variant costs a model graph and each
         bucket a draw graph.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from ...backends.capabilities import Capabilities
 from ...backends.conformance.suite import Suite
@@ -46,6 +47,17 @@ PROMPTS = (
     "List three fruits:",
     "In 1969, people first walked on",
 )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A model this small only loses by more; whatever a backend chose for itself is restored."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class InjectedFault(RuntimeError):
@@ -222,7 +234,7 @@ class EngineConformance(Suite):
             max_batch_rows=8,
             kv_bytes=KV_TOKENS * token_bytes,
         )
-        with running(plugin, files, options) as engine:
+        with running(plugin, files, options) as engine, one_thread():
             if isinstance(plugin, WitnessedPlugin):
                 plugin.witness.follow(engine)
             yield engine
