@@ -37,9 +37,9 @@ class Compiler(ABC):
         tensor it uses is an argument or a buffer of it, rope tables too. Where the step has no rows of logits, "draw"
         is not called.
 
-        Several modules may be wrapped under one name. "model" reads all of the inputs but features and sampling, "draw" only features, sampling and num_logits of the
+        "model" reads all of the inputs but features and sampling, "draw" only features, sampling and num_logits of the
         bucket: a compiler takes the rest away before it looks a graph up, or each variant costs a model graph and each
-        bucket a draw graph.
+        bucket a draw graph. Several modules may be wrapped under one name.
 
         The caller gives the cache away and rebinds the one returned. Ask for donation only once the step is traced, and
         only of the leaves that it replaced: the others are the same objects in the cache returned.

@@ -64,8 +64,8 @@ class KVCache(ABC):
         """Bytes for blocks on this rank's device: weights, slots, a sink of its own and graph memory taken off.
 
         All ranks call it together, and all run largest_step or, where kv_budget is "predict", none: then, where there
-        are graphs, it is a function of options and model alone, since the size is part of every graph. The core takes the least over the
-        ranks (or kv_bytes) and divides it among the groups.
+        are graphs, it is a function of options and model alone, since the size is part of every graph. The core takes
+        the least over the ranks (or kv_bytes) and divides it among the groups.
         """
 
     @abstractmethod

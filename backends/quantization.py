@@ -50,7 +50,7 @@ class LinearSpec:
     dtype: str
     """Of the input."""
     out_dtype: str
-    """Of the output; the head's is float32."""
+    """Of the output; the head's is float32, and not rounded to a narrower one on the way."""
     weight: WeightFormat = field(default_factory=WeightFormat)
     """Format of the tensors that build gets."""
     shard: Literal["none", "out", "in"] = "none"

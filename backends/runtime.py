@@ -63,8 +63,8 @@ class Runtime(ABC):
 
         result() makes at most one copy per dtype to the host and one wait, in the thread that calls it. A device error
         may surface there, when the next step is out already: the core treats both as failed. Steps that draw and score
-        nothing are not fetched. The arrays of result() stay as they are while later steps run. The widths of the fields are whatever
-        was handed in, not only what drawing gives: the conformance kit reads other values through them.
+        nothing are not fetched. The arrays of result() stay as they are while later steps run. The widths of the fields
+        are whatever was handed in, not only what drawing gives: the conformance kit reads other values through them.
         """
 
     @abstractmethod
