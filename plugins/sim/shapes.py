@@ -194,7 +194,7 @@ def prompt_buckets(batch: BatchPolicy, block_size: int) -> Iterator[Bucket]:
 
 def token_buckets(batch: BatchPolicy, block_size: int) -> Iterator[Bucket]:
     """One family, over tokens: rows, logits and context are always the most."""
-    for tokens in sizes(min(16, batch.max_tokens), batch.max_tokens, 4):
+    for tokens in sizes(min(8, batch.max_tokens), batch.max_tokens, 4):
         yield Bucket(
             phase=Phase.MIXED,
             num_rows=batch.max_rows,
