@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import fields, replace
 
 import pytest
@@ -183,14 +182,6 @@ class ShapesSuite(Suite):
             assert shape.max_context <= policy.max_context
             assert shape.max_block <= 1, "the cache has two blocks"
             _expect_holds(shaped, shaped.shapes.fit(shape), shape)
-
-    def test_shapes_cross_processes(self, shaped: Launch) -> None:
-        """The engine process sends them to its workers, where they say the same."""
-        there = pickle.loads(pickle.dumps(shaped.shapes))  # noqa: S301 - its own
-        composer = Composer(shaped, _pools(shaped)[0], seed=5)
-        for _ in range(20):
-            shape = composer.shape_of(composer.parts()[:1])
-            assert there.fit(shape) == shaped.shapes.fit(shape)
 
 
 def _pools(launch: Launch) -> tuple[int, int]:

@@ -37,7 +37,7 @@ constexpr auto kKey = c10::DispatchKey::CHIPSET_DEVICE_KEY;
 constexpr int kMaxDevices = 16;
 constexpr size_t kPage = 4096;
 // Blocks up to this size are kept for the next of their size: mapping and first touch cost more than a small kernel.
-constexpr size_t kMaxPooled = 4 << 20;
+constexpr size_t kMaxPooled = 64 << 20;
 
 // What happened since the process started.
 struct Ledger {
