@@ -14,7 +14,8 @@ from ..capabilities import Capabilities
 from ..options import AttentionSpec, EngineOptions
 from ..plugin import Plugin
 from ..step import StepBatch, token_row
-from .session import Row, Session
+from .rows import Row
+from .session import Session
 from .suite import Suite, session, small_model
 from .texts import Part, Schedule, Text, Texts
 from .tolerance import TOLERANCES

@@ -10,7 +10,8 @@ import torch
 
 from ..step import F32, I32, StepOutput
 from .drawing import F64, Drawing, drawn_from, log_softmax, sampling_arrays, scores
-from .session import Reader, Session
+from .modules import Reader
+from .session import Session
 from .tokens import decode_rows, pieces
 
 MARGIN = 1e-3

@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from ..kv_cache import KVBlob
 from ..reference.dtypes import torch_dtype
-from .session import Session, padded
+from .rows import padded
+from .session import Session
 
 
 def random_blob(session: Session, group: int, num_blocks: int, seed: int) -> KVBlob:

@@ -12,7 +12,7 @@ from ..collectives import Collectives
 from ..kv_cache import Cache
 from ..plugin import Plugin
 from ..step import F32, StepInputs
-from .session import Reader
+from .modules import Reader
 from .suite import Suite, session, small_model
 from .tokens import read_tokens
 

@@ -28,7 +28,8 @@ from .blobs import (
     random_blob,
     tokens,
 )
-from .session import Session, padded
+from .rows import padded
+from .session import Session
 from .suite import Suite, session, small_model
 from .texts import Text, Texts
 

@@ -17,7 +17,8 @@ from ..options import EngineOptions
 from ..plugin import Plugin
 from ..reference.dtypes import torch_dtype
 from ..step import F32, StepInputs
-from .session import Reader, Session
+from .modules import Reader
+from .session import Session
 from .suite import Suite, session, small_model
 from .tokens import read_text, read_tokens
 from .tolerance import excess

@@ -18,8 +18,9 @@ from ..plugin import Plugin
 from ..quantization import EmbeddingSpec, LinearSpec, Verdict, WeightFormat
 from ..reference.dtypes import torch_dtype
 from ..step import StepInputs
+from .modules import Reader
 from .ops import DTYPES, activated
-from .session import Reader, Session
+from .session import Session
 from .suite import Suite, session, small_model
 from .tokens import read_text, read_tokens
 from .tolerance import excess

@@ -15,7 +15,7 @@ from ..plugin import Plugin
 from ..step import I32
 from .bench import Bench
 from .drawing import Drawing, chi_square, drawn_from, softmax
-from .session import Row
+from .rows import Row
 from .suite import Suite, session, small_model
 from .tokens import num_held
 

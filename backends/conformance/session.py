@@ -3,106 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backend import Backend, check_members
+from ..backend import check_members
 from ..errors import TooLarge
 from ..kv_cache import Cache, KVBlob, KVPlan
 from ..options import EngineOptions, ModelSpec
 from ..plugin import Launch, Plugin
 from ..reference.dtypes import torch_dtype
 from ..runtime import Pending
-from ..sampler import Sampler
 from ..shapes import BatchShape, Bucket, Phase
-from ..step import (
-    F32,
-    I32,
-    Prepared,
-    SamplingBatch,
-    StepBatch,
-    StepInputs,
-    StepOutput,
-    neutral_sampling,
-)
+from ..step import F32, I32, Prepared, StepBatch, StepInputs, StepOutput
+from .modules import Compute, Draw, DrawStep, Reader, ReadStep
+from .rows import Logits, Row, build_batch, padded
 from .watch import Watch
-
-Logits = Literal["last", "all", "none"]
-"""Which tokens of a row get a row of logits."""
-Compute = Callable[[Tensor, StepInputs, Cache], tuple[Tensor, Cache]]
-"""(token ids [T], inputs, cache) -> (values [T, n], cache): what a model does between feeding and logits."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """Tokens `[start, start + len(token_ids))` of a text."""
-
-    token_ids: tuple[int, ...]
-    start: int = 0
-    blocks: tuple[tuple[int, ...], ...] = ((1,),)
-    """Per KV group: the ids of the text's blocks, in order."""
-    slot: int = 0
-    is_decode: bool = False
-
-    @property
-    def end(self) -> int:
-        """Tokens of the text after the step."""
-        return self.start + len(self.token_ids)
-
-
-class Reader(nn.Module):
-    """The "model" of a step whose logits are the values of `compute` at the rows of logits, in float32."""
-
-    def __init__(self, backend: Backend, compute: Compute, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.backend = backend
-        self.compute = compute
-        for name, tensor in tensors.items():
-            self.register_buffer(name, backend.runtime.put(tensor))
-
-    def forward(self, inputs: StepInputs, cache: Cache) -> tuple[Tensor, Cache]:
-        """[L, n] f32."""
-        ids = self.backend.sampler.feed(inputs, cache)
-        values, cache = self.compute(ids, inputs, cache)
-        return values.index_select(0, inputs.logit_index).to(torch.float32), cache
-
-
-class _ReadStep(nn.Module):
-    """A fused step that draws nothing and gives the reader's values as top_logprobs."""
-
-    def __init__(self, reader: nn.Module) -> None:
-        super().__init__()
-        self.reader = reader
-
-    def forward(self, inputs: StepInputs, cache: Cache) -> tuple[StepOutput, Cache]:
-        values, cache = self.reader(inputs, cache)
-        zeros = inputs.logit_index * 0
-        return StepOutput(ids=zeros, finite=zeros + 1, top_logprobs=values), cache
-
-
-class _Draw(nn.Module):
-    def __init__(self, sampler: Sampler) -> None:
-        super().__init__()
-        self.sampler = sampler
-
-    def forward(self, inputs: StepInputs, cache: Cache, logits: Tensor) -> tuple[StepOutput, Cache]:
-        drawn: tuple[StepOutput, Cache] = self.sampler(logits, inputs, cache)
-        return drawn
-
-
-class _DrawStep(nn.Module):
-    def __init__(self, reader: nn.Module, draw: _Draw) -> None:
-        super().__init__()
-        self.reader, self.draw = reader, draw
-
-    def forward(self, inputs: StepInputs, cache: Cache) -> tuple[StepOutput, Cache]:
-        logits, cache = self.reader(inputs, cache)
-        drawn: tuple[StepOutput, Cache] = self.draw(inputs, cache, logits)
-        return drawn
 
 
 class Session:
@@ -209,7 +127,7 @@ class Session:
         with torch.inference_mode():
             prepared = self.backend.prepare(batch)
             if self.launch.capabilities.fused_draw:
-                step = self._wrap("step", reader, lambda: _ReadStep(reader))
+                step = self._wrap("step", reader, lambda: ReadStep(reader))
                 output, self.cache = step(prepared, self.cache)
             else:
                 values = self._model(reader, prepared)
@@ -235,7 +153,7 @@ class Session:
                 output = self._step(reader, prepared)
             else:
                 values = self._model(reader, prepared)
-                draw = self._wrap("draw", self.backend.sampler, lambda: _Draw(self.backend.sampler))
+                draw = self._wrap("draw", self.backend.sampler, lambda: Draw(self.backend.sampler))
                 output, self.cache = draw(prepared, self.cache, values)
             return self.backend.runtime.fetch(output)
 
@@ -290,8 +208,8 @@ class Session:
         return values
 
     def _step(self, reader: Reader, prepared: Prepared) -> StepOutput:
-        draw = _Draw(self.backend.sampler)
-        step = self._wrap("draw", reader, lambda: _DrawStep(reader, draw), name="step")
+        draw = Draw(self.backend.sampler)
+        step = self._wrap("draw", reader, lambda: DrawStep(reader, draw), name="step")
         output: StepOutput
         output, self.cache = step(prepared, self.cache)
         return output
@@ -321,72 +239,4 @@ def make_launch(plugin: Plugin, model: ModelSpec, options: EngineOptions) -> Lau
         options=resolved,
         model=model,
         shapes=plugin.shapes(resolved, model),
-    )
-
-
-def padded(blocks: Sequence[int]) -> I32:
-    """Block ids as KVCache's members get them: padded with 0 to a power of two."""
-    ids = np.zeros(1 << max(0, (len(blocks) - 1).bit_length()), np.int32)
-    ids[: len(blocks)] = blocks
-    return ids
-
-
-def build_batch(
-    launch: Launch,
-    rows: Sequence[Row],
-    bucket: Bucket,
-    logits: Logits,
-    features: frozenset[str],
-    sampling: Mapping[str, I32 | F32],
-) -> StepBatch:
-    """`rows` padded to `bucket`."""
-    options, model, policy = launch.options, launch.model, launch.shapes.batch
-    num_slots = options.max_batch_rows
-    token_ids = np.zeros(bucket.num_tokens, np.int32)
-    positions = np.zeros((1, bucket.num_tokens), np.int32)
-    query_len, context_len = (np.zeros(bucket.num_rows, np.int32) for _ in range(2))
-    row_slot = np.full(bucket.num_rows, num_slots, np.int32)
-    tables = [np.zeros((bucket.num_rows, bucket.blocks_per_row), np.int32) for _ in model.groups]
-    at_logits: list[int] = []
-    first = 0
-    for index, row in enumerate(rows):
-        count = len(row.token_ids)
-        at = index * bucket.max_query if policy.token_layout == "rows" else first
-        token_ids[at : at + count] = row.token_ids
-        positions[0, at : at + count] = range(row.start, row.end)
-        query_len[index], context_len[index], row_slot[index] = count, row.end, row.slot
-        for table, blocks in zip(tables, row.blocks, strict=True):
-            used = blocks[: bucket.blocks_per_row]
-            table[index, : len(used)] = used
-        if logits != "none":
-            at_logits += range(at + (0 if logits == "all" else count - 1), at + count)
-        first += count
-    logit_index = np.zeros(bucket.num_logits, np.int32)
-    logit_index[: len(at_logits)] = at_logits
-    arrays = neutral_sampling(
-        features,
-        num_logits=bucket.num_logits,
-        num_slots=num_slots,
-        vocab_size=model.vocab_size,
-        max_logit_bias=options.max_logit_bias,
-    )
-    for name, array in sampling.items():
-        arrays[name][: len(array)] = array
-    return StepBatch(
-        bucket=bucket,
-        num_rows=len(rows),
-        num_decode_rows=sum(row.is_decode for row in rows),
-        num_tokens=first,
-        num_logits=len(at_logits),
-        token_ids=token_ids,
-        positions=positions,
-        query_len=query_len,
-        context_len=context_len,
-        row_slot=row_slot,
-        block_table=tables,
-        logit_index=logit_index,
-        sampling=SamplingBatch(features=features, **arrays),  # type: ignore[arg-type]
-        token_slot=np.full(bucket.num_tokens, -1, np.int32)
-        if launch.capabilities.overlapped_steps
-        else None,
     )

@@ -17,7 +17,8 @@ from ..shapes import BatchShape
 from ..step import I32
 from .bench import Bench
 from .drawing import Drawing
-from .session import Row, Session, make_launch
+from .rows import Row
+from .session import Session, make_launch
 from .suite import Suite, session, small_model
 from .tokens import decode_rows, num_held
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .layers import Layers
-from .session import Logits, Row, Session
+from .rows import Logits, Row
+from .session import Session
 from .tolerance import excess
 
 

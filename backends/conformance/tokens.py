@@ -8,7 +8,9 @@ import numpy as np
 
 from ..errors import PluginError
 from ..step import F32
-from .session import Reader, Row, Session
+from .modules import Reader
+from .rows import Row
+from .session import Session
 
 
 def decode_rows(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from chipset.backends.conformance.session import Reader, Row, Session
+from chipset.backends.conformance.modules import Reader
+from chipset.backends.conformance.rows import Row
+from chipset.backends.conformance.session import Session
 from chipset.backends.conformance.suite import small_model
 from chipset.backends.options import EngineOptions
 from chipset.backends.registry import Registry

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from chipset.backends.attention import AttentionParams
-from chipset.backends.conformance.session import Row, Session
+from chipset.backends.conformance.rows import Row
+from chipset.backends.conformance.session import Session
 from chipset.backends.errors import UnexpectedCompile
 from chipset.backends.kv_cache import KVPlan
 from chipset.backends.options import KVGroup

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chipset.backends.conformance.session import Row, Session
+from chipset.backends.conformance.rows import Row
+from chipset.backends.conformance.session import Session
 from chipset.backends.errors import PluginError
 from chipset.backends.step import StepBatch
 from chipset.plugins.sim.rules import RuleBroken
