@@ -102,12 +102,6 @@ class LargestTooLarge(BucketedShapes):
         return [replace(shape, num_rows=self.batch.max_rows + 1) for shape in super().largest()]
 
 
-class Unsent(BucketedShapes):
-    def __init__(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        super().__init__(*args, **kwargs)
-        self.round_up = lambda count: count
-
-
 def made(
     shapes: type[BucketedShapes], **policy: object
 ) -> Callable[[ResolvedOptions, Capabilities], ShapePolicy]:
@@ -160,7 +154,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     _shapes("limit that the step obeys", "TooLarge along an axis within its limit", EmptyLimit),
     _shapes("no variant of everything", "some requests can be drawn by none", NoFullVariant),
     _shapes("largest step too large", "profiling runs into TooLarge", LargestTooLarge),
-    _shapes("shapes not sent", "the policy cannot cross processes", Unsent),
     _shapes(
         "more rows than slots",
         "max_rows is above max_batch_rows",
