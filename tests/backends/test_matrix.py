@@ -112,6 +112,8 @@ def test_every_claim_has_a_committed_green_report(backend, level):
     report = Evidence.read(path)
     assert (report.backend, report.level) == (backend, level)
     assert report.green, report.counts
+    assert "--quick" not in report.command, "a part of the kit proves a part of the claims"
+    assert not report.commit.endswith("-dirty"), "of code that nobody has"
 
 
 def test_no_report_is_without_a_claim():
