@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 from ... import __version__
 from ...backends.conformance.run import Outcome, run
 from ...backends.entries import find_entries
-from ...backends.matrix import PACKAGE, Counts, Evidence, Level, report_path, source_hash
+from ...backends.matrix import MATRIX, Counts, Evidence, Level, report_path, source_hash
 from ...backends.registry import Registry, Selection
 
 SUITES = (
@@ -64,12 +65,13 @@ def make_evidence(outcome: Outcome, selection: Selection, command: str) -> Evide
 
 def _commit() -> str:
     """Of the checkout that this package lies in; an installed one is known by its version."""
-    git = ("git", "-C", str(PACKAGE.resolve()))
-    try:
-        head = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True)
-        changed = subprocess.run((*git, "diff", "--quiet", "HEAD", "--", "."), capture_output=True)
-    except FileNotFoundError:
+    # in a checkout this file is a link from src/ to the root
+    root = MATRIX.resolve().parent
+    if not (root / "pyproject.toml").is_file() or shutil.which("git") is None:
         return f"v{__version__}"
-    if head.returncode != 0 or not (PACKAGE.resolve() / "pyproject.toml").is_file():
+    git = ("git", "-C", str(root))
+    head = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True)
+    if head.returncode != 0:
         return f"v{__version__}"
+    changed = subprocess.run((*git, "diff", "--quiet", "HEAD", "--", "."), capture_output=True)
     return head.stdout.strip() + ("-dirty" if changed.returncode else "")

@@ -32,8 +32,12 @@ from .witness import WitnessedPlugin
 Record = Callable[[str, object], None]
 """pytest's record_property: figures go into the report."""
 MAX_CONTEXT = 256
-KV_TOKENS = 1536
-"""Six whole texts, while up to eight run: blocks become scarce."""
+KV_TOKENS = 768
+"""Three of the longest texts, while up to eight run."""
+PREEMPT_EVERY = 12
+"""Steps after which a request is put back, blocks or no blocks, where that is served."""
+STEP_TOKENS = 64
+"""Where prompts may be cut: long ones then take steps that draw nothing."""
 MARKED_TOKEN = NAN_TOKEN - 1
 """A test backend raises where it sees this one."""
 NUM_POISONED = 16
@@ -228,15 +232,19 @@ class EngineConformance(Suite):
     def running(self, plugin: Plugin, files: ModelFiles) -> Iterator[Engine]:
         """An engine for a tiny model, short of blocks, every step checked where there is a witness."""
         token_bytes = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head size, float32
+        capabilities = plugin.capabilities(plugin.probe())
         options = EngineOptions(
             dtype="float32",
             max_context=MAX_CONTEXT,
+            max_batch_tokens=STEP_TOKENS if capabilities.chunked_prefill else None,
             max_batch_rows=8,
             kv_bytes=KV_TOKENS * token_bytes,
         )
         with running(plugin, files, options) as engine, one_thread():
             if isinstance(plugin, WitnessedPlugin):
                 plugin.witness.follow(engine)
+                # the reference goes without: what is put back must not change its text
+                engine.preempt_every = PREEMPT_EVERY if capabilities.preemption else 0
             yield engine
 
     def serve(
@@ -244,7 +252,10 @@ class EngineConformance(Suite):
     ) -> Mapping[int, Answer]:
         """What the requests get from an engine of their own."""
         with self.running(plugin, files) as engine:
-            return serve(engine, arrivals)
+            answers = serve(engine, arrivals)
+            if isinstance(plugin, WitnessedPlugin):
+                plugin.witness.num_preemptions = engine.stats().preemptions
+            return answers
 
 
 def compare(

@@ -14,6 +14,10 @@ MAX_IDLE_STEPS = 10_000
 """More steps than any traffic here takes: an engine that needs them will never end."""
 
 
+LULL, LULL_STEPS = 20, 100
+"""Before every so many requests, so many steps without any that is new."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
     """A request, the step before which it comes, and the step before which its client leaves."""
@@ -63,6 +67,9 @@ def random_traffic(
     for number in range(count):
         shared = draw.choice(prefixes)[: draw.randint(0, max_prompt // 2)] if number % 2 else []
         own = draw.randint(1, draw.choice((4, max_prompt // 8, max_prompt - len(shared))))
+        if number % LULL == 0:
+            # alone at first: its steps draw nothing where prompts are cut
+            step, shared, own = step + LULL_STEPS, [], max_prompt
         prompt = [*shared, *(draw.randrange(vocab_size) for _ in range(own))]
         step += draw.choice((0, 0, 1, 1, 2, 4))
         leaves = step + draw.randint(1, 2 * max_new) if draw.random() < 0.1 else None

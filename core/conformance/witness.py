@@ -46,6 +46,9 @@ class Witness:
         self.is_frozen = False
         self.num_steps: Counter[str] = Counter()
         """"drawing" and "silent" steps."""
+        self.num_waits: Counter[str] = Counter()
+        """For the device, by the kind of step."""
+        self.num_preemptions = 0
         self.violations: Counter[str] = Counter()
         """Steps that cost more than they may, by what."""
         self.late_compiles: list[str] = []
@@ -122,7 +125,9 @@ class Witness:
 
     def check(self, batch: StepBatch, output: StepOutput | None, seen: Counts) -> None:
         """Note what a step cost beyond what it may: a wait where it draws, a copy for each dtype either way."""
-        self.num_steps["drawing" if batch.num_logits else "silent"] += 1
+        kind = "drawing" if batch.num_logits else "silent"
+        self.num_steps[kind] += 1
+        self.num_waits[kind] += seen.waits
         arrays = [getattr(output, name, None) for name in StepOutput.__dataclass_fields__]
         num_dtypes = len({array.dtype for array in arrays if array is not None})
         limits = {
@@ -144,8 +149,13 @@ class Witness:
         assert not self.late_compiles, self.late_compiles[:5]
 
     def __str__(self) -> str:
-        steps = ", ".join(f"{count} {kind}" for kind, count in sorted(self.num_steps.items()))
-        return f"steps: {steps}; {len(self.late_compiles)} late compiles"
+        steps = ", ".join(
+            f"{count} {kind} steps with {self.num_waits[kind]} waits"
+            for kind, count in sorted(self.num_steps.items())
+        )
+        return (
+            f"{steps}; {self.num_preemptions} preemptions; {len(self.late_compiles)} late compiles"
+        )
 
 
 class WitnessedPlugin(Plugin):
