@@ -101,7 +101,7 @@ def _overview(row: Row, found: Sequence[Proof]) -> tables.Rows:
         (
             row.name,
             proof.level,
-            proof.report.date if proof.report else "",
+            proof.report.date[:10] if proof.report else "",
             proof.report.device if proof.report else "",
             proof.state,
             row.summary,

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]
+LONG_WORD = 12
+"""Letters that a column always has room for."""
 
 
 def aligned(head: Sequence[str], rows: Rows, width: int | None) -> str:
@@ -15,7 +17,13 @@ def aligned(head: Sequence[str], rows: Rows, width: int | None) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*head, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, name in enumerate(head):
+        # no word is cut that is not very long
+        words = [word for row in rows for word in row[index].split()]
+        table.add_column(
+            name, min_width=min(LONG_WORD, max(map(len, words), default=0)), overflow="fold"
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     if width is None:
