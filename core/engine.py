@@ -198,11 +198,19 @@ class Engine:
         if kind in ("device_lost", "unknown"):
             raise error
         self._num_failed_steps += 1
-        _log.warning("a step of %d requests failed (%s)", len(step.rows), kind, exc_info=error)
         scheduler = self.scheduler
         if kind == "out_of_memory":
             scheduler.shrink(step)
         at_fault = scheduler.blame(step)
+        # the traceback once, where it ends: halving repeats it
+        _log.warning(
+            "a step of %d requests failed (%s): %s: %s",
+            len(step.rows),
+            kind,
+            type(error).__name__,
+            error,
+            exc_info=None if at_fault is None else error,
+        )
         ended = [] if at_fault is None else [at_fault]
         if self.runner.replace_lost_cache():
             ended += scheduler.end_what_cannot_return()
