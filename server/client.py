@@ -44,6 +44,7 @@ MAX_BACKLOG = 4096
 
 LAST_WORDS_S = 0.2
 """For what an engine that just ended had still sent."""
+LISTENING_POLL_S = 0.005
 
 
 class _Stream:
@@ -133,6 +134,7 @@ class EngineClient:
         tasks: list[asyncio.Task[Any]] = [exit_text]
         try:
             self.ready = await self._wait_ready(exit_text, progress)
+            await self._wait_listening(exit_text)
             tasks.append(asyncio.create_task(self._read()))
             tasks.append(asyncio.create_task(self._watch(exit_text)))
             yield
@@ -166,6 +168,13 @@ class EngineClient:
                     )
                 case _:
                     pass
+
+    async def _wait_listening(self, exit_text: asyncio.Task[str]) -> None:
+        """Its two sockets connect one by one, so it may say that it is ready before it can be told anything."""
+        while not self._commands.poll(0, zmq.POLLOUT):
+            if exit_text.done():
+                raise EngineDied(f"the engine process ended as it began: {exit_text.result()}")
+            await asyncio.sleep(LISTENING_POLL_S)
 
     async def _next_event(self, exit_text: asyncio.Task[str]) -> Event | None:
         """None once the process has ended and all it sent was read."""

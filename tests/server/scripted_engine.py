@@ -1,6 +1,6 @@
 """An engine process that draws "ok" and can fail in every way: run by the tests in place of the real one.
 
-MODE (first argument): serve, refuse, crash, hang, slow.
+MODE (first argument): serve, late, refuse, crash, hang, slow.
 """
 
 import os
@@ -42,7 +42,8 @@ def main(mode: str) -> None:
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
     context = zmq.Context()
     commands, events = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    commands.connect(launch.commands)
+    if mode != "late":
+        commands.connect(launch.commands)
     events.connect(launch.events)
 
     def send(event: msgspec.Struct) -> None:
@@ -64,6 +65,10 @@ def main(mode: str) -> None:
         os._exit(7)
     send(Progress("load", 2, 2, "B"))
     send(READY)
+    if mode == "late":
+        # as where the connection takes its time beside a busy machine
+        time.sleep(0.3)
+        commands.connect(launch.commands)
     while True:
         match decode_command(commands.recv()):
             case Submit() as submit:

@@ -88,6 +88,13 @@ def test_an_engine_that_crashes_while_starting_is_reported_with_its_code() -> No
         run("crash", nothing)
 
 
+def test_a_request_reaches_an_engine_that_is_ready_before_it_listens() -> None:
+    async def test(client: EngineClient) -> None:
+        assert len(await drawn(client.generate(submit(1)))) == 2
+
+    run("late", test)
+
+
 def test_a_death_ends_every_stream_and_is_told_to_all() -> None:
     async def test(client: EngineClient) -> None:
         waiting = asyncio.create_task(drawn(client.generate(submit(1, prompt=0))))
