@@ -4,7 +4,7 @@ A plugin has two halves. The parent half, `Plugin`, answers questions in the API
 SDK, no torch, and touches no device. The worker half, `Backend`, is made by `Plugin.create` in a worker and owns the
 device. pluggy finds plugins at start-up; in the step loop there are plain method calls only.
 
-    parent half    plugin  capabilities  options  shapes  errors  hookspecs  registry  probing  matrix
+    parent half    plugin  capabilities  options  shapes  formats  errors  hookspecs  registry  probing  matrix
     each step      step
     worker half    backend  runtime  kv_cache  attention  quantization  ops  collectives  compiler  sampler  telemetry
 
@@ -31,7 +31,9 @@ Rules that hold everywhere:
 - *Blocks.* Blocks are recycled unclean. No block written in a step is read by another row of that step.
 - *Sharding.* ModelSpec and every spec are as one rank holds them. The core cuts the model into as many parts as
   worker_plan() says; an SPMD plugin returns one worker with several devices, nothing is cut, and LinearSpec.shard says
-  how it may be.
+  how it may be. All ranks have parts of one size: what does not divide is padded with weights of 0 (heads, columns of
+  an MLP, rows of the vocabulary), and KV heads are repeated where there are more ranks than heads. Every rank gets the
+  same StepBatch and draws the same ids; the first one's are taken.
 - *Versions.* `plugin.API_VERSION`. Before 1.0 only an equal minor is loaded and every change of a member raises it;
   from 1.0 on a minor only adds members with defaults.
 """

@@ -22,9 +22,9 @@ class AttentionParams:
     alibi_slopes: Tensor | None = None
     """[Hq]"""
     key_scale: Tensor | None = None
-    """Of a quantised cache: f32 scalar."""
+    """Of a float8 cache: f32 [], which keys are divided by as they are written; None: 1."""
     value_scale: Tensor | None = None
-    """Of a quantised cache: f32 scalar."""
+    """The same of values."""
 
 
 class Attention(ABC):

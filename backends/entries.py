@@ -10,6 +10,7 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError
+from .formats import CheckpointFormat
 from .plugin import API_VERSION, Plugin, PluginInfo, Probe
 
 GROUP = "chipset.backends"
@@ -41,7 +42,7 @@ def allowed_entries(
 def load_plugin(entry: EntryPoint, environment: Mapping[str, str]) -> Plugin:
     """Import an entry point's module and ask its hook. Raises PluginError with the reason, whatever goes wrong."""
     try:
-        found = _ask_hook(entry, trace=bool(environment.get(TRACE_VARIABLE)))
+        found = _ask_hook(entry, environment)
         return _checked(entry, found)
     except (KeyboardInterrupt, PluginError):
         raise
@@ -68,15 +69,38 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _ask_hook(entry: EntryPoint, *, trace: bool) -> object:
+def load_formats(entry: EntryPoint, environment: Mapping[str, str]) -> Sequence[CheckpointFormat]:
+    """Formats of quantised checkpoints that an entry point's module brings. Raises PluginError with the reason."""
+    try:
+        found = _manager(entry, environment).hook.quantization_formats()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as above
+        raise PluginError(said(error)) from error
+    formats = [one for brought in found for one in brought]
+    for one in formats:
+        if not isinstance(one, CheckpointFormat):
+            raise PluginError(
+                f"quantization_formats of {entry.value} returned {type(one).__name__}, "
+                "which is no CheckpointFormat"
+            )
+    return formats
+
+
+def _manager(entry: EntryPoint, environment: Mapping[str, str]) -> pluggy.PluginManager:
+    """With the hooks of one entry point's module, which is imported."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    if trace:
+    if environment.get(TRACE_VARIABLE):
         manager.trace.root.setwriter(lambda line: os.write(2, line.encode()) and None)
         manager.enable_tracing()
     manager.register(entry.load(), name=entry.name)
     manager.check_pending()
-    found = manager.hook.backend_plugin()
+    return manager
+
+
+def _ask_hook(entry: EntryPoint, environment: Mapping[str, str]) -> object:
+    found = _manager(entry, environment).hook.backend_plugin()
     if not found:
         raise PluginError(f"{entry.value} implements no hook backend_plugin")
     return found[0]

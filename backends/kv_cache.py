@@ -41,9 +41,9 @@ class KVBlob:
     heads: tuple[int, int]
     """First and end of the model's kv heads held."""
     key_scales: Tensor | None = None
-    """Of a quantised cache."""
+    """f32 [layers, tokens, Hkv] where the group's dtype is int8: a key is its numbers times this."""
     value_scales: Tensor | None = None
-    """Of a quantised cache."""
+    """The same of values."""
 
 
 class KVCache(ABC):

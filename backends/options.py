@@ -102,7 +102,8 @@ class KVGroup:
     value_size: int
     """Of values."""
     dtype: str
-    """Never "auto"."""
+    """Of keys and values, never "auto". float8_e4m3fn, float8_e5m2: times AttentionParams' scales of the layer; int8:
+    times a scale for each token and head, which attend finds as it writes."""
     window: int | None = None
     """Blocks left of it are given back: their table entries become 0, the others keep their index."""
 

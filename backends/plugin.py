@@ -19,7 +19,7 @@ from .shapes import ShapePolicy
 if TYPE_CHECKING:
     from .backend import Backend
 
-API_VERSION = (0, 9)
+API_VERSION = (0, 10)
 """Major and minor of this contract. Until 1.0 only a plugin of the same minor is loaded."""
 
 
@@ -90,9 +90,9 @@ class Launch:
     world_size: int
     """Workers in all."""
     rendezvous: str
-    """tcp://host:port, or "" for a world of one."""
+    """tcp://host:port of a torch.distributed.TCPStore that the core keeps open while the workers live; "" for one."""
     groups: Mapping[str, tuple[int, ...]]
-    """"tensor", "pipeline", "expert": the ranks of mine."""
+    """By name the ranks, ascending, that this one communicates with, itself among them: "tensor"."""
     capabilities: Capabilities
     """What the parent half said; the worker refuses what its device cannot honour."""
     options: ResolvedOptions

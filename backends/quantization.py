@@ -12,22 +12,35 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightFormat:
-    """Canonical packed form of a weight; parsed from the checkpoint's format once, in the core."""
+    """Canonical packed form of a weight [N, K]; the core makes it of every checkpoint format, once.
 
-    kind: Literal["plain", "int4", "int8", "fp8", "mxfp4", "nf4", "blocks"] = "plain"
-    """How numbers are packed; "plain" is the dtype of the spec."""
+    kind     tensor "weight"                                  a number is
+    plain    [N, K] of the spec's dtype                       itself
+    int4     u8 [N, K / 2], even columns in the low half      scale * (q - zero_point), q from 0 to 15
+    int8     i8 [N, K]                                        scale * (q - zero_point), q from -128 to 127
+    fp8      float8_e4m3fn [N, K]                             scale * q
+
+    Beside it, on the host as well, and with the leading [E] of experts where there are any:
+    scale         f32 [N, K / group_size], [N, 1] without groups, or [ceil(N / block[0]), ceil(K / block[1])]
+    zero_point    f32, of scale's shape, where zero_points is not "none"; else 8 for int4, 0 for int8
+    order         i32 [K] where `permuted`
+    input_scale   f32 [] where activation is "static_tensor"
+    """
+
+    kind: str = "plain"
+    """One of the table, or what a CheckpointFormat of the same plugin brings."""
     group_size: int | None = None
-    """Along in_features; None = whole row."""
+    """Columns that share a scale; None: a whole row, or `block`."""
     block: tuple[int, int] | None = None
-    """2-D scale blocks (fp8 128 x 128)."""
-    zero_points: bool = False
-    """There is a tensor "zero_point" beside "scale"."""
+    """Rows and columns that share a scale (fp8: 128, 128)."""
+    zero_points: Literal["none", "whole", "real"] = "none"
+    """whole: whole numbers (AWQ, GPTQ); real: any (ggml's formats with a minimum)."""
     permuted: bool = False
-    """GPTQ's desc_act: tensor "order" i32 [in_features]."""
+    """GPTQ's desc_act. Column k of the weight multiplies x[:, order[k]], or 0 where order[k] is in_features: groups of
+    which a rank holds parts are padded to one size, so that there may be more columns than in_features."""
     activation: Literal["none", "dynamic_token", "static_tensor"] = "none"
-    """Quantised input."""
-    blocks: str = ""
-    """kind "blocks": the ggml type's name."""
+    """How the checkpoint means the input to be quantised: not, or to the weight's kind with a scale found for each
+    token, or with input_scale. A kernel may compute with an input that is more precise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +111,9 @@ class Linear(ABC):
     def build(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
         """x [T, in_features] -> a tuple, one [T, n] for each part (fused or not is the plugin's choice).
 
-        `tensors` are canonical and on the host: weight [N, K] (packed along K), scale, zero_point, order, bias [N].
+        `tensors` are canonical (see WeightFormat) and on the host, and bias [N] of the spec's dtype beside them. Called
+        for a spec that a kernel takes. Re-scaling for Capabilities.fp8_max is done here. Whatever is repacked is held
+        once: the module's buffers are all that stays.
         """
 
     @abstractmethod
@@ -120,5 +135,6 @@ class Linear(ABC):
     ) -> nn.Module:
         """x [T, H], weights f32 [T, k], ids i32 [T, k] -> [T, H].
 
-        `tensors` has the keys gate_up and down, each with weight [E, N, K].
+        `tensors` has the keys gate_up and down, each with canonical tensors of leading [E]; gate_up's parts are (I, I).
+        The output of each rank is its share of a sum (the core reduces). Called for specs that a kernel takes.
         """

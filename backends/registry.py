@@ -7,8 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
-from .entries import ALLOW_VARIABLE, allowed_entries, ask_probe, find_entries, load_plugin
+from .entries import (
+    ALLOW_VARIABLE,
+    allowed_entries,
+    ask_probe,
+    find_entries,
+    load_formats,
+    load_plugin,
+)
 from .errors import BackendUnavailable, PluginError, UnknownBackend
+from .formats import CheckpointFormat
 from .options import BACKENDS
 from .plugin import Plugin, Probe
 from .probing import Finding, probe_all
@@ -50,6 +58,13 @@ class Registry:
         """Import one plugin, in this process, and no other. Raises UnknownBackend or BackendUnavailable."""
         try:
             return load_plugin(self._entry(name), self._environment)
+        except PluginError as error:
+            raise BackendUnavailable(f"backend {name} could not be loaded: {error}") from error
+
+    def formats(self, name: str) -> Sequence[CheckpointFormat]:
+        """Formats of quantised checkpoints that a plugin brings. Raises UnknownBackend or BackendUnavailable."""
+        try:
+            return load_formats(self._entry(name), self._environment)
         except PluginError as error:
             raise BackendUnavailable(f"backend {name} could not be loaded: {error}") from error
 
