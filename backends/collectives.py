@@ -13,7 +13,8 @@ class Collectives(ABC):
 
     `group` is a key of Launch.groups, whose ranks all call the same members in the same order with equal shapes. What
     is reduced or gathered is the same bits on each of them, for all draw from it. A rank that waits for another longer
-    than a few seconds raises, and Runtime.classify calls that device_lost. Capabilities.collectives names what is served.
+    than a few seconds raises, and Runtime.classify calls that device_lost. Capabilities.collectives says which there
+    are.
     """
 
     @abstractmethod
