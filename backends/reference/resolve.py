@@ -27,17 +27,17 @@ class Defaults:
     """Of one backend on one machine; block_size is the first of the capabilities."""
 
     backend: str
-    dtype: Default[str]
-    block_size: str
+    dtype: Default[str] = Default(value="float32", reason="what the references compute in")
+    block_size: str = "the first of those served"
     """Why the first of Capabilities.block_sizes."""
-    max_batch_tokens: Default[int]
-    max_batch_rows: Default[int]
-    max_logprobs: Default[int]
-    max_logit_bias: Default[int]
-    memory_utilisation: str
+    max_batch_tokens: Default[int] = Default(value=256, reason="a few steps for a long prompt")
+    max_batch_rows: Default[int] = Default(value=16, reason="enough to share a step")
+    max_logprobs: Default[int] = Default(value=20, reason="what OpenAI's API allows")
+    max_logit_bias: Default[int] = Default(value=64, reason="room for a few tokens a request")
+    memory_utilisation: str = "share of the device's memory"
     """What it is a share of."""
-    graph_memory: Default[float]
-    parallel: str
+    graph_memory: Default[float] = Default(value=0.0, reason="graphs here hold no memory")
+    parallel: str = "runs one process"
     """Why one shard is all: completes "the cpu backend ..."."""
     max_context: Default[int] | None = None
     """Of texts; None: what the model was made for."""
