@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
-from ...backends.errors import Axis, TooLarge
-from ...backends.shapes import (
-    BatchPolicy,
-    BatchShape,
-    Bucket,
-    DynamicShapes,
-    Phase,
-    ShapePolicy,
-)
+from ...backends.reference.shapes import FiniteShapes, sizes
+from ...backends.shapes import BatchPolicy, BatchShape, Bucket, DynamicShapes, Phase
+
+__all__ = [
+    "CapturedShapes",
+    "FiniteShapes",
+    "prompt_buckets",
+    "rows_buckets",
+    "sizes",
+    "token_buckets",
+]
 
 Variants = Sequence[frozenset[str]]
-
-
-def sizes(least: int, most: int, factor: int) -> list[int]:
-    """least, least * factor, … below `most`, then `most`."""
-    found = []
-    while least < most:
-        found.append(least)
-        least *= factor
-    return [*found, most]
 
 
 class CapturedShapes(DynamicShapes):
@@ -78,68 +71,6 @@ class CapturedShapes(DynamicShapes):
             max_query=1,
             blocks_per_row=self.blocks_per_row,
         )
-
-
-class FiniteShapes(ShapePolicy):
-    """The cheapest of a list of buckets."""
-
-    def __init__(
-        self, batch: BatchPolicy, block_size: int, variants: Variants, listed: Sequence[Bucket]
-    ) -> None:
-        self.batch = batch
-        self.block_size = block_size
-        self.variants = variants
-        self.listed = tuple(listed)
-
-    def fit(self, shape: BatchShape) -> Bucket:
-        """See ShapePolicy.fit."""
-        policy = self.batch
-        limits: tuple[tuple[Axis, int, int], ...] = (
-            ("rows", shape.num_rows, policy.max_rows),
-            ("tokens", shape.num_tokens, policy.max_tokens),
-            ("context", shape.max_context, policy.max_context),
-        )
-        for axis, needed, limit in limits:
-            if needed > limit:
-                raise TooLarge(axis, limit)
-        left = [b for b in self.listed if b.phase in (shape.phase, Phase.MIXED)]
-        for axis, needed, held in self._axes(shape):
-            enough = [bucket for bucket in left if held(bucket) >= needed]
-            if not enough:
-                raise TooLarge(axis, max(map(held, left)))
-            left = enough
-        return min(left, key=self._cost)
-
-    def buckets(self, num_blocks: int) -> Sequence[Bucket]:  # noqa: ARG002 - whatever the size
-        """See ShapePolicy.buckets."""
-        return self.listed
-
-    def draw_variants(self) -> Variants:
-        """See ShapePolicy.draw_variants."""
-        return self.variants
-
-    def _axes(self, shape: BatchShape) -> list[tuple[Axis, int, Callable[[Bucket], int]]]:
-        """What a bucket must hold: axis, how much, and how much a bucket holds of it."""
-        size = self.block_size
-        axes: list[tuple[Axis, int, Callable[[Bucket], int]]] = [
-            ("query", shape.max_query, lambda bucket: bucket.max_query),
-            ("rows", shape.num_rows, lambda bucket: bucket.num_rows),
-            ("logits", shape.num_logits, lambda bucket: bucket.num_logits),
-            ("context", shape.max_context, lambda bucket: bucket.blocks_per_row * size),
-        ]
-        if self.batch.token_layout == "packed":
-            axes.append(("tokens", shape.num_tokens, lambda bucket: bucket.num_tokens))
-        elif shape.phase is Phase.PREFILL:
-            axes.append(("context", shape.max_computed, lambda b: b.context_blocks * size))
-        else:
-            axes.append(("blocks", shape.num_blocks, lambda bucket: bucket.num_blocks))
-        return axes
-
-    def _cost(self, bucket: Bucket) -> tuple[int, ...]:
-        """Keys read, roughly; then what else is paid for."""
-        columns = (bucket.context_blocks or bucket.blocks_per_row) * self.block_size
-        keys = bucket.num_tokens * (bucket.max_query + columns)
-        return (keys, bucket.num_blocks, bucket.num_rows, bucket.num_tokens)
 
 
 def rows_buckets(batch: BatchPolicy, block_size: int) -> Iterator[Bucket]:
