@@ -1,7 +1,7 @@
 """What crosses between API and engine process, as msgspec structs over ipc:// (never pickle).
 
 API process ── Submit, Cancel, Stop ──▶ engine process
-            ◀── Progress, Ready | StartFailed, then Tokens, Rejected, Stats, Fatal ──
+            ◀── Progress, Ready | StartFailed, then Tokens, Rejected, Stats, Alive, Fatal ──
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Usable blocks of the largest KV group."""
     kv_tokens: int
     """Tokens that fit into the KV cache at once."""
+    kv_bytes: int = 0
+    """That they take, on each device."""
     max_context: int
     max_batch_tokens: int
     max_batch_rows: int
@@ -166,6 +168,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the backend counts itself, by name."""
 
 
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The engine process runs, whatever its step takes; sent every BEAT_S."""
+
+
 class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine is about to die."""
 
@@ -174,7 +180,7 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Command = Submit | Cancel | Stop
-Event = Progress | Ready | StartFailed | StepDone | Rejected | Stats | Fatal
+Event = Progress | Ready | StartFailed | StepDone | Rejected | Stats | Alive | Fatal
 
 
 def _encode_path(value: object) -> object:

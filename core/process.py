@@ -17,17 +17,18 @@ import traceback
 import msgspec
 import zmq
 
-from ..backends.errors import ChipsetError
 from .engine import Engine
 from .errors import InvalidRequest
+from .failures import told
+from .heartbeat import Heartbeat
 from .messages import (
+    Alive,
     Cancel,
     EngineLaunch,
     Event,
     Fatal,
     Progress,
     Rejected,
-    StartFailed,
     StepDone,
     Stop,
     Submit,
@@ -41,18 +42,21 @@ PROGRESS_INTERVAL_S = 0.1
 
 
 class Channel:
-    """The two sockets of the engine process."""
+    """The sockets of the engine process: commands, events, and one for the thread that says that it lives."""
 
     def __init__(self, launch: EngineLaunch) -> None:
         self._context = zmq.Context()
         self._commands = self._context.socket(zmq.PULL)
         self._events = self._context.socket(zmq.PUSH)
-        for socket in (self._commands, self._events):
+        self._beats = self._context.socket(zmq.PUSH)
+        for socket in (self._commands, self._events, self._beats):
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.setsockopt(zmq.SNDHWM, 0)
-            socket.setsockopt(zmq.LINGER, 1000)
+            socket.setsockopt(zmq.LINGER, 0 if socket is self._beats else 1000)
         self._commands.connect(launch.commands)
-        self._events.connect(launch.events)
+        for socket in (self._events, self._beats):
+            socket.connect(launch.events)
+        self._heartbeat = Heartbeat(lambda: self._beats.send(encode(Alive())))
 
     def send(self, event: Event) -> None:
         """Never blocks: the API process bounds what it keeps for slow readers."""
@@ -67,8 +71,9 @@ class Channel:
 
     def close(self) -> None:
         """Send what is left, for a second at most."""
-        self._commands.close()
-        self._events.close()
+        self._heartbeat.close()
+        for socket in (self._commands, self._events, self._beats):
+            socket.close()
         self._context.term()
 
 
@@ -170,16 +175,9 @@ def _serve(launch: EngineLaunch, channel: Channel) -> int:
 
         engine = start_engine(launch, ProgressReport(channel))
     except Exception as error:  # whatever it is, the API process must hear of it
-        code = error.exit_code if isinstance(error, ChipsetError) else 1
-        channel.send(
-            StartFailed(
-                error=type(error).__name__,
-                message=str(error) or type(error).__name__,
-                exit_code=code,
-                traceback=traceback.format_exc(),
-            )
-        )
-        return code
+        failed = told(error)
+        channel.send(failed)
+        return failed.exit_code
     gc.collect()
     gc.freeze()
     # before Ready, so that whoever serves has figures from the first scrape on

@@ -156,6 +156,7 @@ def _ready(selection: Selection, runner: Runner, size: KVSize) -> Ready:
         block_size=options.block_size,
         num_blocks=max(size.num_blocks) - 1,
         kv_tokens=size.num_tokens,
+        kv_bytes=size.num_bytes,
         max_context=max_context,
         max_batch_tokens=launch.shapes.batch.max_tokens,
         max_batch_rows=options.max_batch_rows,

@@ -192,10 +192,10 @@ def main(
 
     `engine_command` starts another engine than this installation's.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
     given = sys.argv[1:] if argv is None else argv
     debug = "--debug" in given or os.environ.get("CHIPSET_DEBUG", "") not in ("", "0", "false")
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
         arguments = CommandLine().parse(given)
         arguments.engine_command = engine_command
         code = COMMANDS[arguments.command](arguments) or 0

@@ -13,10 +13,9 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from ..backends import errors as backend_errors
-from ..backends.errors import ChipsetError
-from ..core import errors as core_errors
 from ..core.errors import EngineDied, InvalidRequest, RequestFailed
+from ..core.failures import heard
+from ..core.heartbeat import BEAT_S, HUNG_BEATS, Silence
 from ..core.messages import (
     Cancel,
     Command,
@@ -40,8 +39,6 @@ from .errors import NotReady
 
 MAX_BACKLOG = 4096
 """Steps of one request that wait for a slow reader; past it the request is ended."""
-
-
 LAST_WORDS_S = 0.2
 """For what an engine that just ended had still sent."""
 LISTENING_POLL_S = 0.005
@@ -86,6 +83,7 @@ class EngineClient:
         self._max_backlog = max_backlog
         self._streams: dict[int, _Stream] = {}
         self._last_words: Fatal | None = None
+        self._silence = Silence()
         self.stats = None
         self.died = asyncio.Event()
         self.death = EngineDied("the engine process ended")
@@ -137,6 +135,7 @@ class EngineClient:
             await self._wait_listening(exit_text)
             tasks.append(asyncio.create_task(self._read()))
             tasks.append(asyncio.create_task(self._watch(exit_text)))
+            tasks.append(asyncio.create_task(self._listen()))
             yield
         finally:
             for task in tasks:
@@ -156,7 +155,7 @@ class EngineClient:
                 case Ready() as ready:
                     return ready
                 case StartFailed() as failed:
-                    raise _start_error(failed)
+                    raise heard(failed)
                 case Fatal(message=message, traceback=traceback):
                     died = EngineDied(f"the engine ended while it started: {message}")
                     died.add_note(traceback)
@@ -197,6 +196,7 @@ class EngineClient:
             except msgspec.MsgspecError as error:
                 self._die(f"it sent what is no event: {error}")
                 return
+            self._silence.heard()
             match event:
                 case StepDone(outputs):
                     for tokens in outputs:
@@ -215,6 +215,16 @@ class EngineClient:
         how = await exit_text
         await asyncio.sleep(LAST_WORDS_S)
         self._die(self._last_words.message if self._last_words else how)
+
+    async def _listen(self) -> None:
+        """Kill an engine that gives no sign of life."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            if self._silence.is_over_long():
+                how = f"it gave no sign of life for {HUNG_BEATS * BEAT_S:.0f} s"
+                self._last_words = Fatal(message=how, traceback="")
+                self.kill()
+                return
 
     def _deliver(self, tokens: Tokens) -> None:
         stream = self._streams.get(tokens.request_id)
@@ -239,7 +249,7 @@ class EngineClient:
 
     def _die(self, how: str) -> None:
         self.death = EngineDied(f"the engine process ended: {how}")
-        if self._last_words is not None:
+        if self._last_words is not None and self._last_words.traceback:
             self.death.add_note(self._last_words.traceback)
         self._fail_all(self.death)
         self.died.set()
@@ -299,20 +309,3 @@ def _bind(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, address: str) -> str:
     socket.linger = 0
     socket.bind(address)
     return address
-
-
-def _start_error(failed: StartFailed) -> ChipsetError:
-    """The engine's error as the same class here; what is none of ours becomes EngineDied."""
-    kind: type[ChipsetError] = EngineDied
-    for module in (core_errors, backend_errors):
-        found = getattr(module, failed.error, None)
-        if isinstance(found, type) and issubclass(found, ChipsetError):
-            kind = found
-    # a class with arguments of its own (TooLarge) is no error of starting
-    error = (
-        kind(failed.message)
-        if kind.__init__ is ChipsetError.__init__
-        else EngineDied(failed.message)
-    )
-    error.add_note(failed.traceback)
-    return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ..core.messages import Stats
@@ -164,6 +164,9 @@ class Metrics:
         self._tally = _Tally()
         self._registry.register(self._tally)
         self._registry.register(_StatsCollector(stats, model))
+        self._restarts = Counter(
+            "chipset_engine_restarts", "Engines that ended unasked", registry=self._registry
+        )
         self._duration = self._histogram("tgi_request_duration", "Of a request", DURATIONS)
         self._validation = self._histogram(
             "tgi_request_validation_duration", "Checking and tokenizing", DURATIONS
@@ -184,6 +187,10 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
         return Histogram(name, text, buckets=tuple(buckets), registry=self._registry)
+
+    def restarted(self) -> None:
+        """An engine ended unasked, and is started anew."""
+        self._restarts.inc()
 
     def received(self) -> None:
         """A request for text came in."""

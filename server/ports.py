@@ -14,7 +14,10 @@ class Engine(Protocol):
     """The part of EngineClient that serves requests."""
 
     ready: Ready
-    stats: Stats | None
+
+    @property
+    def stats(self) -> Stats | None:
+        """The last that it told; None: none yet."""
 
     def generate(self, submit: Submit) -> AsyncGenerator[Tokens, None]:
         """See EngineClient.generate."""

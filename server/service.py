@@ -21,6 +21,7 @@ class State(Enum):
 
     LOADING = "loading"
     READY = "ready"
+    RESTARTING = "the engine is started anew"
     ENDING = "ending"
     DEAD = "dead"
 
@@ -59,6 +60,17 @@ class Service:
         self._model = Model(files=files, generator=generator, created=created)
         self.state = State.READY
 
+    def interrupted(self) -> None:
+        """The engine ended; those who wait keep their place, and nobody joins them."""
+        self.metrics.restarted()
+        if self.state is State.READY:
+            self.state = State.RESTARTING
+
+    def resumed(self) -> None:
+        """There is an engine again."""
+        if self.state is State.RESTARTING:
+            self.state = State.READY
+
     def end(self, *, dead: bool = False) -> None:
         """Take no more requests; those that run go on."""
         self.state = State.DEAD if dead else State.ENDING
@@ -69,6 +81,8 @@ class Service:
             raise EngineDied("the engine process ended")
         if self.state is State.ENDING:
             raise NotReady("the server is ending")
+        if self.state is State.RESTARTING:
+            raise NotReady("the engine is started anew; try again later")
         if self._model is None:
             raise NotReady("the model is being loaded")
         return self._model

@@ -2,6 +2,7 @@
 
 signal 1 ──▶ no new requests ──▶ running ones get --shutdown-timeout ──▶ the rest get a typed error ──▶ engine ends
 signal 2 ──▶ everything ends at once
+engine ends unasked ──▶ another one, see supervisor.py
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .launch import engine_launch
 from .listener import listen, url
 from .service import Service
 from .settings import ServerSettings
+from .supervisor import Restarts, Supervisor
 
 T = TypeVar("T")
 
@@ -67,20 +69,20 @@ async def serve(
         try:
             async with contextlib.AsyncExitStack() as stack:
                 _on_signals(stop)
-                client = await _start(settings, console, service, stop, stack, command)
+                engine = await _start(settings, console, service, stop, stack, command)
                 files = service.model().files
                 console.summary(
                     settings,
                     files,
-                    client.ready,
+                    engine.ready,
                     service.model().limits,
                     url(listener, settings.host),
                 )
-                await _first(stop.wait(), client.died.wait(), asyncio.shield(serving))
-                if client.died.is_set():
+                await _first(stop.wait(), engine.failed.wait(), asyncio.shield(serving))
+                if engine.failed.is_set():
                     service.end(dead=True)
-                    raise client.death
-                await _drain(service, client, settings.shutdown_timeout)
+                    raise engine.failure
+                await _drain(service, engine, settings.shutdown_timeout)
                 http.should_exit = True
         except Stopped:
             service.end()
@@ -108,6 +110,25 @@ def http_server(service: Service) -> HttpServer:
     return HttpServer(config)
 
 
+class _Watcher:
+    """Tells the routes and the operator when there is no engine."""
+
+    def __init__(self, service: Service, console: Console) -> None:
+        self._service = service
+        self._console = console
+
+    def interrupted(self, why: str) -> None:
+        """See supervisor.Watcher."""
+        self._service.interrupted()
+        self._console.note(f"chipset: {why}")
+
+    def resumed(self) -> None:
+        """See supervisor.Watcher."""
+        self._service.resumed()
+        self._console.end_progress()
+        self._console.note("chipset: serving again")
+
+
 async def _start(
     settings: ServerSettings,
     console: Console,
@@ -115,26 +136,31 @@ async def _start(
     stop: asyncio.Event,
     stack: contextlib.AsyncExitStack,
     command: Sequence[str],
-) -> EngineClient:
+) -> Supervisor:
     """From a name to a service that is open. Raises Stopped, and whatever is wrong with the model."""
     finding = partial(
         find_model, settings.model, revision=settings.revision, progress=console.progress
     )
     files = await _unless(stop, in_background(finding))
     tokenizer = await _unless(stop, in_background(partial(Tokenizer.load, files)))
-    starting = EngineClient.start(engine_launch(settings, files), console.progress, command)
-    client = await _unless(stop, stack.enter_async_context(starting))
-    service.open(files, client, tokenizer, created=int(time.time()))
-    return client
+    starting = Supervisor.start(
+        engine_launch(settings, files),
+        partial(EngineClient.start, progress=console.progress, command=command),
+        Restarts(settings.max_restarts),
+        _Watcher(service, console),
+    )
+    engine = await _unless(stop, stack.enter_async_context(starting))
+    service.open(files, engine, tokenizer, created=int(time.time()))
+    return engine
 
 
-async def _drain(service: Service, client: EngineClient, timeout_s: float) -> None:
+async def _drain(service: Service, engine: Supervisor, timeout_s: float) -> None:
     """Let what runs come to its end for a while, then end it with an error."""
     service.end()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await service.admission.idle()
-    client.abort_all()
+    engine.abort_all()
 
 
 def _on_signals(stop: asyncio.Event) -> None:

@@ -18,6 +18,15 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 MAX_COUNT = 2**31 - 1
 MAX_TEMPERATURE = 100.0
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = {
+    **{name: name for name in DTYPES},
+    "fp8_e4m3fn": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+    "int8": "int8",
+}
+"""As the flag takes them, in TGI's words, and as torch does."""
+KV_ALIASES = {"fp8_e4m3": "float8_e4m3fn", **{name: name for name in KV_DTYPES.values()}}
+"""What it takes beside: errors of backends name dtypes as torch does."""
 
 
 def whole_number(low: int, high: int = MAX_COUNT) -> Callable[[str], int]:
@@ -99,6 +108,14 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def kv_dtype(text: str) -> str:
+    """Torch's name of a dtype that a KV cache may have."""
+    found = KV_DTYPES.get(text) or KV_ALIASES.get(text)
+    if found is None:
+        raise ValueError("one of " + ", ".join(KV_DTYPES))
+    return found
+
+
 def on(text: str) -> bool:
     """A switch's environment variable: 1, true, yes, on or their opposites."""
     lowered = text.strip().lower()
@@ -167,11 +184,9 @@ class ServerSettings:
         help="of weights and activations: " + ", ".join(DTYPES),
     )  # fmt: skip
     kv_cache_dtype: str = _flag(
-        "--kv-cache-dtype",
-        metavar="NAME",
-        default="auto",
-        help="of the KV cache; auto is the model's",
-    )
+        "--kv-cache-dtype", parse=kv_dtype, metavar="NAME", default="auto",
+        help="of the KV cache: " + ", ".join(KV_DTYPES) + "; auto is the model's",
+    )  # fmt: skip
     block_size: int | None = _flag(
         "--block-size", parse=whole_number(1, 4096), metavar="N", help="tokens in a KV block"
     )
@@ -230,6 +245,10 @@ class ServerSettings:
     shutdown_timeout: float = _flag(
         "--shutdown-timeout", parse=seconds, metavar="SECONDS", default=2.0,
         help="that running requests have to finish after SIGTERM",
+    )  # fmt: skip
+    max_restarts: int = _flag(
+        "--max-restarts", parse=whole_number(0), metavar="N", default=5,
+        help="of an engine that ends unasked, within 5 minutes; one more ends the server",
     )  # fmt: skip
     log_level: str = _flag(
         "--log-level", parse=one_of("debug", "info", "warning", "error"), metavar="LEVEL",

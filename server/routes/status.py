@@ -19,14 +19,14 @@ def status_routes(service: Service) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Response:
-        """200 while the process lives and its engine is not dead."""
-        if service.state is State.DEAD:
+        """200 while the process lives and no engine has ended under it."""
+        if service.state in (State.DEAD, State.RESTARTING):
             return render(NotReady("unhealthy"), openai=False).response()
         return Response()
 
     @routes.get("/ready")
     async def ready() -> Response:
-        """200 while requests are served; 503 before the model is loaded and once the server ends."""
+        """200 while requests are served; 503 before the model is loaded, between engines, and once the server ends."""
         if service.state is not State.READY:
             return render(NotReady(service.state.value), openai=False).response()
         return Response()

@@ -1,6 +1,6 @@
 """An engine process that draws "ok" and can fail in every way: run by the tests in place of the real one.
 
-MODE (first argument): serve, late, refuse, crash, hang, slow.
+MODE (first argument): serve, late, refuse, crash, hang, slow, silent.
 """
 
 import os
@@ -11,7 +11,9 @@ import time
 import msgspec
 import zmq
 
+from chipset.core.heartbeat import Heartbeat
 from chipset.core.messages import (
+    Alive,
     Cancel,
     Fatal,
     Progress,
@@ -45,6 +47,10 @@ def main(mode: str) -> None:
     if mode != "late":
         commands.connect(launch.commands)
     events.connect(launch.events)
+    if mode != "silent":
+        beats = context.socket(zmq.PUSH)
+        beats.connect(launch.events)
+        Heartbeat(lambda: beats.send(encode(Alive())))
 
     def send(event: msgspec.Struct) -> None:
         events.send(encode(event))

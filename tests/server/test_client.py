@@ -116,6 +116,24 @@ def test_a_killed_engine_is_named_with_its_signal() -> None:
     run("serve", test)
 
 
+def test_an_engine_that_says_nothing_any_more_is_killed() -> None:
+    async def test(client: EngineClient) -> None:
+        begun = time.monotonic()
+        await asyncio.wait_for(client.died.wait(), 15)
+        assert 5 <= time.monotonic() - begun <= 10
+        assert "no sign of life" in str(client.death)
+
+    run("silent", test)
+
+
+def test_a_long_step_is_no_silence() -> None:
+    async def test(client: EngineClient) -> None:
+        await asyncio.sleep(8)
+        assert not client.died.is_set()
+
+    run("serve", test)
+
+
 def test_leaving_a_stream_early_cancels_its_request() -> None:
     async def test(client: EngineClient) -> None:
         async def first() -> None:

@@ -161,14 +161,70 @@ def test_what_still_runs_at_the_end_gets_a_typed_error(running: Running) -> None
     assert running.end()[0] == 0
 
 
-def test_an_engine_that_dies_ends_the_server_with_its_own_code(running: Running) -> None:
+DEADLY = {"prompt": [0]}
+
+
+@pytest.mark.parametrize("running", [["serve", "--max-restarts", "0"]], indirect=True)
+def test_an_engine_too_many_ends_the_server_with_its_own_code(running: Running) -> None:
     running.wait("/ready", 200)
-    body = {"prompt": [0]}
-    answer = running.http.post("/v1/completions", json=body)
+    answer = running.http.post("/v1/completions", json=DEADLY)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "engine_died"
     assert running.process.wait(10) == 13
     assert "chipset: error: the engine process ended: the device is gone" in stderr(running)
+
+
+def engine_of(running: Running) -> psutil.Process:
+    [engine] = psutil.Process(running.process.pid).children()
+    return engine
+
+
+@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_engine_is_followed_by_another(running: Running, which: signal.Signals) -> None:
+    running.wait("/ready", 200)
+    first = engine_of(running)
+    begun = time.monotonic()
+    first.send_signal(which)
+    running.wait("/ready", 503)
+    assert time.monotonic() - begun < 10
+    assert running.status("/health") == 503
+    running.wait("/ready", 200)
+    assert running.status("/health") == 200
+    assert not first.is_running()
+    assert running.http.post("/generate", json={"inputs": "a"}).json() == {"generated_text": "&&"}
+    assert "chipset_engine_restarts_total 1.0" in running.http.get("/metrics").text
+    assert running.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_request_that_ends_engines_gets_the_error_from_the_second(running: Running) -> None:
+    running.wait("/ready", 200)
+    answer = running.http.post("/v1/completions", json=DEADLY, timeout=30)
+    assert answer.json()["error"]["code"] == "engine_died"
+    running.wait("/ready", 200)
+    assert "chipset_engine_restarts_total 2.0" in running.http.get("/metrics").text
+
+
+@pytest.mark.parametrize("running", [["slow"]], indirect=True)
+def test_a_stream_that_had_begun_gets_a_typed_error_and_the_next_engine_serves(
+    running: Running,
+) -> None:
+    running.wait("/ready", 200)
+    with running.http.stream("POST", "/generate_stream", json={"inputs": "a"}) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        engine_of(running).kill()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    assert events[-1]["error_type"] == "generation"
+    running.wait("/ready", 200)
+
+
+def test_a_signal_ends_it_between_two_engines(running: Running) -> None:
+    running.wait("/ready", 200)
+    engine_of(running).kill()
+    running.wait("/ready", 503)
+    code, took = running.end(signal.SIGTERM)
+    assert code == 0
+    assert took < LIMIT_S
 
 
 def test_a_start_that_fails_is_one_line_and_a_code(folder: Path) -> None:
