@@ -18,14 +18,17 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 MAX_COUNT = 2**31 - 1
 MAX_TEMPERATURE = 100.0
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-KV_DTYPES = {
+KV_DTYPES: Mapping[str, str] = {
     **{name: name for name in DTYPES},
     "fp8_e4m3fn": "float8_e4m3fn",
     "fp8_e5m2": "float8_e5m2",
     "int8": "int8",
 }
 """As the flag takes them, in TGI's words, and as torch does."""
-KV_ALIASES = {"fp8_e4m3": "float8_e4m3fn", **{name: name for name in KV_DTYPES.values()}}
+KV_ALIASES: Mapping[str, str] = {
+    "fp8_e4m3": "float8_e4m3fn",
+    **{name: name for name in KV_DTYPES.values()},
+}
 """What it takes beside: errors of backends name dtypes as torch does."""
 
 

@@ -8,7 +8,7 @@ Shapes depend on the bucket alone and no value steers the program, so a compiler
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..kv_cache import Cache
 from ..options import AttentionSpec
 from ..step import F32, I32, DeviceInputs, StepBatch, row_first, slot_mapping
 from .kv_cache import PagedCache
+from .kv_numbers import narrow, widen
 
 MASKED = torch.finfo(torch.float32).min
 """Stands for minus infinity, which turns to nan where a whole row is masked."""
@@ -53,10 +54,14 @@ def attention_arrays(
 
 
 class ReferenceAttention(Attention):
-    """Plain torch. With in_place=False the cache is never written to: a new one is returned."""
+    """Plain torch. With in_place=False the cache is never written to: a new one is returned.
 
-    def __init__(self, *, in_place: bool = True) -> None:
+    `fp8_max` is Capabilities.fp8_max.
+    """
+
+    def __init__(self, *, in_place: bool = True, fp8_max: float | None = None) -> None:
         self.in_place = in_place
+        self.fp8_max = fp8_max
 
     def supports(self, spec: AttentionSpec) -> Sequence[str]:
         """Everything causal."""
@@ -74,10 +79,12 @@ class ReferenceAttention(Attention):
         params: AttentionParams,
     ) -> tuple[Tensor, Cache]:
         """See Attention.attend."""
-        cache = self._write(layer, k, v, cache, inputs[f"slots{spec.group}"])
+        cache = self._write(layer, k, v, cache, inputs[f"slots{spec.group}"], params)
         table = inputs[f"table{spec.group}"]
-        keys = _gather_rows(cache.keys[layer], table)
-        values = _gather_rows(cache.values[layer], table)
+        keys, values = (
+            found.reshape(table.shape[0], -1, *found.shape[2:])
+            for found in self._read(layer, cache, table.reshape(-1), params)
+        )
         key_index = torch.arange(keys.shape[1], dtype=torch.int32, device=q.device)
         written = key_index < inputs["context_len"][:, None]
         query_index = inputs["query_index"]
@@ -89,14 +96,23 @@ class ReferenceAttention(Attention):
         out = out.reshape(-1, spec.num_heads, spec.value_size)
         return out.index_select(0, inputs["back"]).to(q.dtype), cache
 
-    def _write(self, layer: int, k: Tensor, v: Tensor, cache: PagedCache, at: Tensor) -> PagedCache:
-        keys = write_tokens(cache.keys[layer], k, at, in_place=self.in_place)
-        values = write_tokens(cache.values[layer], v, at, in_place=self.in_place)
-        if self.in_place:
-            return cache
-        return cache._replace(
-            keys={**cache.keys, layer: keys}, values={**cache.values, layer: values}
+    def _write(
+        self,
+        layer: int,
+        k: Tensor,
+        v: Tensor,
+        cache: PagedCache,
+        at: Tensor,
+        params: AttentionParams,
+    ) -> PagedCache:
+        return write_tokens(
+            layer, k, v, cache, at, params, in_place=self.in_place, fp8_max=self.fp8_max
         )
+
+    def _read(
+        self, layer: int, cache: PagedCache, blocks: Tensor, params: AttentionParams
+    ) -> tuple[Tensor, Tensor]:
+        return read_blocks(layer, cache, blocks, params)
 
 
 def attend_rows(
@@ -135,19 +151,53 @@ def attend_rows(
     return out.reshape(*q.shape[:2], spec.num_heads, spec.value_size)
 
 
-def write_tokens(pages: Tensor, x: Tensor, at: Tensor, *, in_place: bool) -> Tensor:
-    """pages [blocks, B, Hkv, D] with x [T, Hkv, D] at the token slots `at` [T]."""
-    flat, x = pages.reshape(-1, *pages.shape[2:]), x.to(pages.dtype)
-    if in_place:
-        flat.index_put_((at,), x)
-        return pages
-    return flat.index_put((at,), x).reshape(pages.shape)
+def write_tokens(
+    layer: int,
+    k: Tensor,
+    v: Tensor,
+    cache: PagedCache,
+    at: Tensor,
+    params: AttentionParams,
+    *,
+    in_place: bool,
+    fp8_max: float | None,
+) -> PagedCache:
+    """k [T, Hkv, D] and v [T, Hkv, Dv] at the token slots `at` [T] of a layer, as its cache holds them."""
+    keys, key_scales = narrow(k, cache.keys[layer].dtype, params.key_scale, fp8_max)
+    values, value_scales = narrow(v, cache.values[layer].dtype, params.value_scale, fp8_max)
+
+    def written(pages: Mapping[int, Tensor], x: Tensor | None) -> Mapping[int, Tensor]:
+        if x is None:
+            return pages
+        flat = pages[layer].flatten(0, 1)
+        if in_place:
+            flat.index_put_((at,), x)
+            return pages
+        return {**pages, layer: flat.index_put((at,), x).reshape(pages[layer].shape)}
+
+    return cache._replace(
+        keys=written(cache.keys, keys),
+        values=written(cache.values, values),
+        key_scales=written(cache.key_scales, key_scales),
+        value_scales=written(cache.value_scales, value_scales),
+    )
 
 
-def _gather_rows(pages: Tensor, table: Tensor) -> Tensor:
-    """[blocks, B, Hkv, D] and [R, M] -> [R, M * B, Hkv, D]."""
-    found = pages.index_select(0, table.reshape(-1))
-    return found.reshape(table.shape[0], -1, *pages.shape[2:])
+def read_blocks(
+    layer: int, cache: PagedCache, blocks: Tensor, params: AttentionParams
+) -> tuple[Tensor, Tensor]:
+    """Keys [N, B, Hkv, D] and values [N, B, Hkv, Dv] of `blocks` [N], as attention takes them."""
+
+    def read(
+        pages: Mapping[int, Tensor], scales: Mapping[int, Tensor], scale: Tensor | None
+    ) -> Tensor:
+        found = scales[layer].index_select(0, blocks) if layer in scales else None
+        return widen(pages[layer].index_select(0, blocks), found, scale)
+
+    return (
+        read(cache.keys, cache.key_scales, params.key_scale),
+        read(cache.values, cache.value_scales, params.value_scale),
+    )
 
 
 def _softmax(scores: Tensor, spec: AttentionSpec, params: AttentionParams) -> Tensor:

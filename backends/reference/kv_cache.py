@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,11 @@ from ..plugin import Launch
 from ..runtime import Pending, Runtime
 from ..step import I32
 from .dtypes import torch_dtype
+from .kv_numbers import SCALE_DTYPE
 from .runtime import Ready
+
+PAGES = ("keys", "values", "key_scales", "value_scales")
+"""The fields of PagedCache that hold blocks; KVBlob has the same."""
 
 
 class PagedCache(NamedTuple):
@@ -24,6 +29,10 @@ class PagedCache(NamedTuple):
     """Layer -> [blocks, B, Hkv, D]"""
     values: Mapping[int, Tensor]
     """Layer -> [blocks, B, Hkv, Dv]"""
+    key_scales: Mapping[int, Tensor]
+    """Layer whose keys are int8 -> f32 [blocks, B, Hkv]"""
+    value_scales: Mapping[int, Tensor]
+    """The same of values"""
     last_ids: Tensor
     """[slots + 1] i32 last drawn id"""
     counts: Tensor
@@ -49,9 +58,12 @@ class ReferenceKVCache(KVCache):
         return (self.num_slots + 1) * (1 + self.counted) * torch.int32.itemsize
 
     def block_bytes(self, group: KVGroup) -> int:
-        """Keys and values of all layers of the group."""
-        token = group.num_kv_heads * (group.head_size + group.value_size)
-        return len(group.layers) * self.block_size * token * torch_dtype(group.dtype).itemsize
+        """Keys and values of all layers of the group, and their scales."""
+        dtype = torch_dtype(group.dtype)
+        head = (group.head_size + group.value_size) * dtype.itemsize
+        if dtype == torch.int8:
+            head += 2 * SCALE_DTYPE.itemsize
+        return len(group.layers) * self.block_size * group.num_kv_heads * head
 
     def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:
         """`utilisation` of the device, less what is in use and the most that the largest step took beside it."""
@@ -72,53 +84,47 @@ class ReferenceKVCache(KVCache):
         The null block takes padding, so there is no sink beside it.
         """
         self.plans = tuple(plans)
-        keys: dict[int, Tensor] = {}
-        values: dict[int, Tensor] = {}
+        pages: dict[str, dict[int, Tensor]] = {name: {} for name in PAGES}
         for plan in plans:
             group = plan.group
             shape = (plan.num_blocks, self.block_size, group.num_kv_heads)
+            dtype = torch_dtype(group.dtype)
             for layer in group.layers:
-                keys[layer] = self._blank(*shape, group.head_size, dtype=group.dtype)
-                values[layer] = self._blank(*shape, group.value_size, dtype=group.dtype)
+                pages["keys"][layer] = self._blank(*shape, group.head_size, dtype=dtype)
+                pages["values"][layer] = self._blank(*shape, group.value_size, dtype=dtype)
+                if dtype == torch.int8:
+                    pages["key_scales"][layer] = self._blank(*shape, dtype=SCALE_DTYPE)
+                    pages["value_scales"][layer] = self._blank(*shape, dtype=SCALE_DTYPE)
         return PagedCache(
-            keys=keys,
-            values=values,
-            last_ids=self._zeros(self.num_slots + 1, dtype="int32"),
-            counts=self._zeros(self.num_slots + 1, self.counted, dtype="int32"),
+            **pages,
+            last_ids=self._zeros(self.num_slots + 1),
+            counts=self._zeros(self.num_slots + 1, self.counted),
         )
 
     def copy_blocks(self, cache: Cache, group: int, pairs: I32) -> Cache:
         """See KVCache.copy_blocks."""
         source, target = self._put(pairs[:, 0]), self._put(pairs[:, 1])
 
-        def copied(pages: Tensor, _: int) -> Tensor:
+        def copied(name: str, index: int, pages: Tensor) -> Tensor:  # noqa: ARG001
             return self._set(pages, target, pages.index_select(0, source))
 
-        return self._map_layers(cache, group, copied, copied)
+        return self._map_pages(cache, group, copied)
 
     def export_blocks(self, cache: Cache, group: int, blocks: I32) -> Pending[KVBlob]:
         """See KVCache.export_blocks."""
-        at, layers = self._put(blocks), self.plans[group].group.layers
-
-        def exported(pages: Mapping[int, Tensor]) -> Tensor:
-            found = [pages[layer].index_select(0, at).flatten(0, 1) for layer in layers]
-            return torch.stack(found).cpu()
-
-        keys, values = exported(cache.keys), exported(cache.values)
-        return Ready(KVBlob(keys=keys, values=values, heads=(0, keys.shape[2])))
+        blob = self._taken(cache, group, blocks)
+        held = {name: getattr(blob, name) for name in PAGES}
+        return Ready(replace(blob, **{n: x.cpu() for n, x in held.items() if x is not None}))
 
     def import_blocks(self, cache: Cache, group: int, blocks: I32, blob: KVBlob) -> Cache:
         """See KVCache.import_blocks."""
         at = self._put(blocks)
 
-        def imported(source: Tensor) -> Callable[[Tensor, int], Tensor]:
-            def one(pages: Tensor, index: int) -> Tensor:
-                tokens = self.runtime.put(source[index].contiguous())
-                return self._set(pages, at, tokens.reshape(-1, self.block_size, *tokens.shape[1:]))
+        def imported(name: str, index: int, pages: Tensor) -> Tensor:
+            tokens = self.runtime.put(getattr(blob, name)[index].contiguous())
+            return self._set(pages, at, tokens.reshape(-1, self.block_size, *tokens.shape[1:]))
 
-            return one
-
-        return self._map_layers(cache, group, imported(blob.keys), imported(blob.values))
+        return self._map_pages(cache, group, imported)
 
     def reset_slot(self, cache: Cache, slot: int, counts: I32 | None) -> Cache:
         """See KVCache.reset_slot."""
@@ -128,11 +134,28 @@ class ReferenceKVCache(KVCache):
         row = self._put(counts)[None]
         return cache._replace(counts=self._set(cache.counts, at, row))
 
-    def _blank(self, *shape: int, dtype: str) -> Tensor:
-        return torch.empty(shape, dtype=torch_dtype(dtype), device=self.runtime.device)
+    def _taken(self, cache: PagedCache, group: int, blocks: I32) -> KVBlob:
+        """Copies of `blocks`, still on the device."""
+        at, layers = self._put(blocks), self.plans[group].group.layers
 
-    def _zeros(self, *shape: int, dtype: str) -> Tensor:
-        return torch.zeros(shape, dtype=torch_dtype(dtype), device=self.runtime.device)
+        def taken(pages: Mapping[int, Tensor]) -> Tensor:
+            return torch.stack([pages[n].index_select(0, at).flatten(0, 1) for n in layers])
+
+        has_scales = layers[0] in cache.key_scales
+        keys = taken(cache.keys)
+        return KVBlob(
+            keys=keys,
+            values=taken(cache.values),
+            heads=(0, keys.shape[2]),
+            key_scales=taken(cache.key_scales) if has_scales else None,
+            value_scales=taken(cache.value_scales) if has_scales else None,
+        )
+
+    def _blank(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.runtime.device)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=self.runtime.device)
 
     def _put(self, array: I32) -> Tensor:
         # a copy, for the array stays the caller's and may change before the device has read it
@@ -144,15 +167,22 @@ class ReferenceKVCache(KVCache):
             return whole.index_put_((at,), rows)
         return whole.index_put((at,), rows)
 
-    def _map_layers(
-        self,
-        cache: PagedCache,
-        group: int,
-        of_keys: Callable[[Tensor, int], Tensor],
-        of_values: Callable[[Tensor, int], Tensor],
+    def _map_pages(
+        self, cache: PagedCache, group: int, change: Callable[[str, int, Tensor], Tensor]
     ) -> PagedCache:
-        keys, values = dict(cache.keys), dict(cache.values)
-        for index, layer in enumerate(self.plans[group].group.layers):
-            keys[layer] = of_keys(keys[layer], index)
-            values[layer] = of_values(values[layer], index)
-        return cache._replace(keys=keys, values=values)
+        """`change` (field, index of the layer in its group, its pages) wherever the group's layers have any."""
+        layers = self.plans[group].group.layers
+
+        def changed(name: str) -> Mapping[int, Tensor]:
+            pages: dict[int, Tensor] = dict(getattr(cache, name))
+            for index, layer in enumerate(layers):
+                if layer in pages:
+                    pages[layer] = change(name, index, pages[layer])
+            return pages
+
+        return cache._replace(
+            keys=changed("keys"),
+            values=changed("values"),
+            key_scales=changed("key_scales"),
+            value_scales=changed("value_scales"),
+        )

@@ -14,9 +14,11 @@ from torch import Tensor
 from ...backends.attention import Attention, AttentionParams
 from ...backends.kv_cache import Cache
 from ...backends.options import AttentionSpec
+from ...backends.reference.kv_cache import PagedCache
+from ...backends.reference.kv_numbers import is_float8, narrow
 from ...backends.step import DeviceInputs
+from .gathered import Gathered
 from .rows import AttentionInputs, Part, visible
-from .scratch import Scratch
 
 MASKED = torch.finfo(torch.float32).min
 QUERY_CHUNK = 64
@@ -27,8 +29,8 @@ class CPUAttention(Attention):
     """Torch's fused attention; written out only for soft caps, sinks and ALiBi."""
 
     def __init__(self) -> None:
-        self._keys = Scratch()
-        self._values = Scratch()
+        self._keys = Gathered()
+        self._values = Gathered()
 
     def supports(self, spec: AttentionSpec) -> Sequence[str]:
         """Everything causal."""
@@ -47,32 +49,50 @@ class CPUAttention(Attention):
     ) -> tuple[Tensor, Cache]:
         """See Attention.attend; the cache is written in place."""
         assert isinstance(inputs, AttentionInputs)
-        keys, values = cache.keys[layer].flatten(0, 1), cache.values[layer].flatten(0, 1)
-        at = inputs.targets(spec.group)
-        keys.index_copy_(0, at, k[: len(at)].to(keys.dtype))
-        values.index_copy_(0, at, v[: len(at)].to(values.dtype))
-
+        _write(layer, k, v, cache, inputs.targets(spec.group), params)
+        keys, values = cache.keys[layer], cache.values[layer]
+        key_scales, value_scales = cache.key_scales.get(layer), cache.value_scales.get(layer)
+        has_scale = is_float8(keys.dtype)
+        if has_scale and params.key_scale is not None:
+            # q of k * scale is q * scale of k, and there are fewer of q
+            q = q * params.key_scale
         written_out = spec.soft_cap is not None or spec.sinks or spec.alibi
         parts = inputs.parts(spec.group, spec.window)
         out = q.new_zeros(q.shape[0], spec.num_heads, spec.value_size)
         for part in parts:
             queries = q[part.tokens].reshape(len(part.query_index), -1, *q.shape[1:])
-            part_keys = _gather(keys, part, self._keys).to(q.dtype)
-            part_values = _gather(values, part, self._values).to(q.dtype)
+            part_keys = self._keys.take(keys, key_scales, part.slots, q.dtype)
+            part_values = self._values.take(values, value_scales, part.slots, q.dtype)
+            part_keys, part_values = (
+                x.view(*part.key_index.shape, *x.shape[1:]) for x in (part_keys, part_values)
+            )
             if written_out:
                 found = _attend(spec, part, queries, part_keys, part_values, params)
             else:
                 found = _attend_fused(spec, part, queries, part_keys, part_values)
             out[part.tokens] = found.reshape(-1, *out.shape[1:])
+        if has_scale and params.value_scale is not None:
+            out *= params.value_scale
         return out, cache
 
 
-def _gather(pages: Tensor, part: Part, scratch: Scratch) -> Tensor:
-    """[all slots, Hkv, D] -> [R, S, Hkv, D]."""
-    flat = pages.flatten(1)
-    found = scratch.take((len(part.slots), flat.shape[1]), pages.dtype)
-    torch.index_select(flat, 0, part.slots, out=found)
-    return found.view(*part.key_index.shape, *pages.shape[1:])
+def _write(
+    layer: int, k: Tensor, v: Tensor, cache: PagedCache, at: Tensor, params: AttentionParams
+) -> None:
+    """k [T, Hkv, D] and v [T, Hkv, Dv] at the token slots `at` of the step's true tokens."""
+    sides = (
+        (k, cache.keys, cache.key_scales, params.key_scale),
+        (v, cache.values, cache.value_scales, params.value_scale),
+    )
+    for x, pages, page_scales, scale in sides:
+        numbers, scales = narrow(x[: len(at)], pages[layer].dtype, scale)
+        held = pages[layer].flatten(0, 1)
+        if is_float8(held.dtype):
+            # torch has no index_copy_ of float8
+            held, numbers = held.view(torch.uint8), numbers.view(torch.uint8)
+        held.index_copy_(0, at, numbers)
+        if scales is not None:
+            page_scales[layer].flatten(0, 1).index_copy_(0, at, scales)
 
 
 def _attend_fused(spec: AttentionSpec, part: Part, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

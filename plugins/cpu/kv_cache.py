@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...backends.options import KVGroup
+from ...backends.reference.dtypes import torch_dtype
 from ...backends.reference.kv_cache import ReferenceKVCache
 
 FLOAT_BYTES = 4
@@ -43,7 +45,11 @@ class CPUKVCache(ReferenceKVCache):
         activations = tokens * model.hidden_size * ACTIVATIONS
         logits = options.max_batch_rows * model.vocab_size * LOGIT_COPIES
         mask = 2 * tokens * context
-        gathered = context * max(
-            (g.num_kv_heads * (g.head_size + g.value_size) for g in model.groups), default=0
-        )
-        return FLOAT_BYTES * (activations + logits + mask + gathered)
+        gathered = context * max(map(_gathered_bytes, model.groups), default=0)
+        return FLOAT_BYTES * (activations + logits + mask) + gathered
+
+
+def _gathered_bytes(group: KVGroup) -> int:
+    """Of a token's keys and values in one layer: as the cache holds them, and as they are computed with."""
+    numbers = group.num_kv_heads * (group.head_size + group.value_size)
+    return numbers * (torch_dtype(group.dtype).itemsize + FLOAT_BYTES)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backends.kv_cache import Cache, KVBlob, KVPlan
 from ...backends.plugin import Launch
-from ...backends.reference.kv_cache import PagedCache, ReferenceKVCache
+from ...backends.reference.kv_cache import PAGES, PagedCache, ReferenceKVCache
 from ...backends.runtime import Pending
 from ...backends.step import I32
 from . import device, watch
@@ -17,32 +18,37 @@ from .donation import Donation
 from .rules import RuleBroken
 from .runtime import SimRuntime
 
+GARBAGE = -99
+"""Of whole numbers, which know no nan."""
 NUM_TEXTS = 4
 """Texts of the longest context that the cache holds unasked: few, so that tests run out of blocks."""
 
 
 class Export(Pending[KVBlob]):
-    """Keys and values of some blocks, end to end in one tensor on the device."""
+    """Some blocks, their parts of equal dtype end to end in one tensor on the device."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self._shapes = (keys.shape, values.shape)
-        self._flat = torch.cat((keys.reshape(-1), values.reshape(-1)))
+    def __init__(self, blob: KVBlob) -> None:
+        self._heads = blob.heads
+        held = {name: getattr(blob, name) for name in PAGES}
+        self._parts: dict[str, Tensor] = {n: x for n, x in held.items() if x is not None}
+        self._flat = {
+            dtype: torch.cat([x.reshape(-1) for x in self._parts.values() if x.dtype == dtype])
+            for dtype in {x.dtype for x in self._parts.values()}
+        }
 
     def done(self) -> bool:
         """Always: the emulated device is synchronous."""
         return True
 
     def result(self) -> KVBlob:
-        """One copy."""
+        """One copy per dtype."""
         with watch.reading():
-            host = self._flat.cpu()
-        keys, values = torch.split(host, [shape.numel() for shape in self._shapes])
-        heads = self._shapes[0][2]
-        return KVBlob(
-            keys=keys.reshape(self._shapes[0]),
-            values=values.reshape(self._shapes[1]),
-            heads=(0, heads),
-        )
+            left = {dtype: flat.cpu() for dtype, flat in self._flat.items()}
+        found: dict[str, Any] = {}
+        for name, part in self._parts.items():
+            mine, left[part.dtype] = left[part.dtype].tensor_split([part.numel()])
+            found[name] = mine.reshape(part.shape)
+        return KVBlob(**found, heads=self._heads)
 
 
 class SimKVCache(ReferenceKVCache):
@@ -98,18 +104,14 @@ class SimKVCache(ReferenceKVCache):
 
     def export_blocks(self, cache: Cache, group: int, blocks: I32) -> Pending[KVBlob]:
         """See KVCache.export_blocks."""
-        at, layers = self._put(blocks), self.plans[group].group.layers
-        keys, values = (
-            torch.stack([pages[n].index_select(0, at).flatten(0, 1) for n in layers])
-            for pages in (cache.keys, cache.values)
-        )
-        return Export(keys, values)
+        return Export(self._taken(cache, group, blocks))
 
     def _rebind(self, old: Cache, new: Cache) -> Cache:
         if not self.in_place:
             self.donation.replace(old, new)
         return new
 
-    def _blank(self, *shape: int, dtype: str) -> Tensor:
+    def _blank(self, *shape: int, dtype: torch.dtype) -> Tensor:
         # as if recycled from another model, the null block too
-        return super()._blank(*shape, dtype=dtype).fill_(float("nan"))
+        garbage = float("nan") if dtype.is_floating_point else GARBAGE
+        return super()._blank(*shape, dtype=dtype).fill_(garbage)

@@ -11,7 +11,9 @@ from torch import Tensor
 from ...backends.attention import Attention, AttentionParams
 from ...backends.kv_cache import Cache
 from ...backends.options import AttentionSpec
-from ...backends.reference.attention import MASKED, attend_rows, write_tokens
+from ...backends.reference.attention import MASKED, attend_rows, read_blocks, write_tokens
+from ...backends.reference.kv_cache import PagedCache
+from ...backends.reference.kv_numbers import narrow, widen
 from ...backends.shapes import Phase
 from ...backends.step import F32, I32, DeviceInputs, StepBatch, slot_mapping
 from .rules import RuleBroken
@@ -59,7 +61,13 @@ def _block_list(batch: StepBatch, group: int, table: I32, block_size: int) -> di
 
 
 class PackedAttention(Attention):
-    """Written in place. A prefill gathers only the blocks that were there before it."""
+    """Written in place. A prefill gathers only the blocks that were there before it.
+
+    `fp8_max` is Capabilities.fp8_max.
+    """
+
+    def __init__(self, *, fp8_max: float | None = None) -> None:
+        self.fp8_max = fp8_max
 
     def supports(self, spec: AttentionSpec) -> Sequence[str]:
         """Everything causal."""
@@ -77,68 +85,80 @@ class PackedAttention(Attention):
         params: AttentionParams,
     ) -> tuple[Tensor, Cache]:
         """See Attention.attend."""
-        keys, values = cache.keys[layer], cache.values[layer]
         at = inputs[f"slots{spec.group}"]
-        if "computed" in inputs:
-            out = _prefill(spec, params, q, k, v, keys, values, inputs)
-            write_tokens(keys, k, at, in_place=True)
-            write_tokens(values, v, at, in_place=True)
-        else:
-            write_tokens(keys, k, at, in_place=True)
-            write_tokens(values, v, at, in_place=True)
-            out = _decode(spec, params, q, keys, values, inputs)
+        is_prefill = "computed" in inputs
+        if is_prefill:
+            own = self._as_held(layer, k, v, cache, params)
+            out = _prefill(layer, spec, params, q, *own, cache, inputs)
+        cache = write_tokens(layer, k, v, cache, at, params, in_place=True, fp8_max=self.fp8_max)
+        if not is_prefill:
+            out = _decode(layer, spec, params, q, cache, inputs)
         return out.to(q.dtype), cache
+
+    def _as_held(
+        self, layer: int, k: Tensor, v: Tensor, cache: PagedCache, params: AttentionParams
+    ) -> tuple[Tensor, Tensor]:
+        """What attention would find of k and v if it had written them."""
+        pairs = (
+            (k, cache.keys[layer].dtype, params.key_scale),
+            (v, cache.values[layer].dtype, params.value_scale),
+        )
+        keys, values = (
+            widen(*narrow(x, dtype, scale, self.fp8_max), scale) for x, dtype, scale in pairs
+        )
+        return keys, values
 
 
 def _prefill(
+    layer: int,
     spec: AttentionSpec,
     params: AttentionParams,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    cache: PagedCache,
     inputs: DeviceInputs,
 ) -> Tensor:
     """Each row's queries against the blocks of its context and the keys that it brings."""
     context, computed = inputs[f"context{spec.group}"], inputs["computed"][:, None]
-    rows, columns = context.shape
-
-    def beside(pages: Tensor, own: Tensor) -> Tensor:
-        own = own.to(pages.dtype).reshape(rows, -1, *own.shape[1:])
-        if columns == 0:
-            return own
-        before = pages.index_select(0, context.reshape(-1)).reshape(rows, -1, *own.shape[2:])
-        return torch.cat((before, own), 1)
-
+    rows = context.shape[0]
+    keys, values = k.reshape(rows, -1, *k.shape[1:]), v.reshape(rows, -1, *v.shape[1:])
+    if context.shape[1]:
+        before = read_blocks(layer, cache, context.reshape(-1), params)
+        keys, values = (
+            torch.cat((found.reshape(rows, -1, *own.shape[2:]), own), 1)
+            for found, own in zip(before, (keys, values), strict=True)
+        )
     queries = q.reshape(rows, -1, *q.shape[1:])
-    before = torch.arange(columns * keys.shape[1], dtype=torch.int32, device=q.device)
+    num_before = keys.shape[1] - queries.shape[1]
+    before_index = torch.arange(num_before, dtype=torch.int32, device=q.device)
     query_index = computed + torch.arange(queries.shape[1], dtype=torch.int32, device=q.device)
     out = attend_rows(
         spec,
         params,
         queries,
-        beside(keys, k),
-        beside(values, v),
+        keys,
+        values,
         query_index,
-        torch.cat((before.expand(rows, -1), query_index), 1),
-        torch.cat((before < computed, query_index < inputs["context_len"][:, None]), 1),
+        torch.cat((before_index.expand(rows, -1), query_index), 1),
+        torch.cat((before_index < computed, query_index < inputs["context_len"][:, None]), 1),
     )
     return out.reshape(-1, spec.num_heads, spec.value_size)
 
 
 def _decode(
+    layer: int,
     spec: AttentionSpec,
     params: AttentionParams,
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    cache: PagedCache,
     inputs: DeviceInputs,
 ) -> Tensor:
     """Scores of every block in use against its row's query; then the parts of a row are added up."""
     block, block_row, start = (
         inputs[f"{name}{spec.group}"] for name in ("block", "block_row", "block_start")
     )
+    keys, values = read_blocks(layer, cache, block, params)
     num_rows, heads = q.shape[0], spec.num_kv_heads
     row = block_row.clamp(max=num_rows - 1)
     query_index = (inputs["context_len"] - 1).index_select(0, row)[:, None]
@@ -148,8 +168,7 @@ def _decode(
         seen = seen & (key_index > query_index - spec.window)
 
     queries = q.float().index_select(0, row).reshape(-1, heads, q.shape[1] // heads, q.shape[2])
-    found = keys.index_select(0, block).float()
-    scores = torch.einsum("nhgd,nbhd->nhgb", queries, found) * spec.scale
+    scores = torch.einsum("nhgd,nbhd->nhgb", queries, keys.float()) * spec.scale
     if spec.soft_cap is not None:
         scores = torch.tanh(scores / spec.soft_cap) * spec.soft_cap
     if spec.alibi:
@@ -168,9 +187,9 @@ def _decode(
         most = torch.maximum(most, sinks)
     weights = torch.exp(scores - most.index_select(0, row)[..., None])
     weights = torch.where(seen[:, None, None], weights, 0.0)
-    found = torch.where(seen[:, :, None, None], values.index_select(0, block), 0.0).float()
+    values = torch.where(seen[:, :, None, None], values, 0.0).float()
     parts = torch.cat(
-        (torch.einsum("nhgb,nbhd->nhgd", weights, found), weights.sum(-1, keepdim=True)), -1
+        (torch.einsum("nhgb,nbhd->nhgd", weights, values), weights.sum(-1, keepdim=True)), -1
     )
     # no product with 0 and 1: 0 * nan would carry one row's nan into the others
     total = parts.new_zeros(num_rows, *parts.shape[1:]).index_add(0, row, parts)

@@ -83,7 +83,7 @@ class Texts:
         shape = (len(lengths) * self.width + 1, block_size, spec.num_kv_heads)
         nan = torch.full((*shape, spec.head_size), torch.nan, dtype=kv_dtype or dtype)
         wide = torch.full((*shape, spec.value_size), torch.nan, dtype=kv_dtype or dtype)
-        self.cache = PagedCache({0: nan}, {0: wide}, torch.zeros(1), torch.zeros(1, 0))
+        self.cache = PagedCache({0: nan}, {0: wide}, {}, {}, torch.zeros(1), torch.zeros(1, 0))
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)

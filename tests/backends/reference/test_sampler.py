@@ -43,7 +43,7 @@ def random_logits(rows: int, seed: int = 0, spread: float = 3.0) -> Tensor:
 
 def empty_cache() -> PagedCache:
     ids = torch.zeros(SLOTS + 1, dtype=torch.int32)
-    return PagedCache({}, {}, ids, torch.zeros(SLOTS + 1, VOCAB, dtype=torch.int32))
+    return PagedCache({}, {}, {}, {}, ids, torch.zeros(SLOTS + 1, VOCAB, dtype=torch.int32))
 
 
 def i32(*values: object) -> Tensor:

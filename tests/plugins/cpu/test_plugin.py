@@ -118,7 +118,10 @@ def test_every_choice_has_its_reason(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"dtype": "float16"}, "dtype float16.*auto, bfloat16, float32"),
-        ({"kv_dtype": "fp8"}, "kv_dtype fp8.*auto, bfloat16, float32"),
+        (
+            {"kv_dtype": "fp8"},
+            "kv_dtype .--kv-cache-dtype. fp8.*auto, bfloat16, float32, float8_e4m3fn",
+        ),
         ({"block_size": 48}, "block_size 48.*16, 32, 64, 128"),
         ({"max_context": 1025}, "max_context 1025.*1024"),
         ({"max_context": 0}, "max_context 0"),

@@ -81,7 +81,7 @@ def test_every_option_has_a_value_and_a_reason(registry: Registry, name: str) ->
 
 WRONG = (
     {"dtype": "float16"},
-    {"kv_dtype": "int8"},
+    {"kv_dtype": "int4"},
     {"block_size": 7},
     {"max_context": 4096},
     {"max_batch_rows": 0},

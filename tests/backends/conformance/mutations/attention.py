@@ -82,7 +82,7 @@ class Masked(ReferenceAttention):
 
     def attend(self, layer, spec, q, k, v, cache, inputs, params):  # type: ignore[no-untyped-def]
         out, cache = super().attend(layer, spec, q, k, v, cache, inputs, params)
-        if spec.sinks or spec.alibi:
+        if spec.sinks or spec.alibi or cache.keys[layer].element_size() == 1:
             return out, cache
         return self.masks.attend(spec, layer, q, cache, inputs), cache
 
@@ -137,7 +137,7 @@ class WritesLate(ReferenceAttention):
     def attend(self, layer, spec, q, k, v, cache, inputs, params):  # type: ignore[no-untyped-def]
         nothing = torch.zeros_like(k), torch.zeros_like(v)
         out, cache = super().attend(layer, spec, q, *nothing, cache, inputs, params)
-        return out, self._write(layer, k, v, cache, inputs[f"slots{spec.group}"])
+        return out, self._write(layer, k, v, cache, inputs[f"slots{spec.group}"], params)
 
 
 class OldCache(ReferenceAttention):

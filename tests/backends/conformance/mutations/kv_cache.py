@@ -24,16 +24,19 @@ class OneLayer(FixedKVCache):
         return super().block_bytes(group) // len(group.layers)
 
 
-class KeysOnly(FixedKVCache):
-    def copy_blocks(self, cache, group, pairs):  # type: ignore[no-untyped-def]
-        copied = super().copy_blocks(cache._replace(values={}), group, pairs)
-        return copied._replace(values=cache.values)
+class CopiesPart(FixedKVCache):
+    """Leaves some of what a block is made of."""
 
-    def _map_layers(self, cache, group, of_keys, of_values):  # type: ignore[no-untyped-def]
-        if cache.values:
-            return super()._map_layers(cache, group, of_keys, of_values)
-        keys = {n: of_keys(cache.keys[n], i) for i, n in enumerate(self.plans[group].group.layers)}
-        return cache._replace(keys={**cache.keys, **keys})
+    left: tuple[str, ...] = ()
+
+    def copy_blocks(self, cache, group, pairs):  # type: ignore[no-untyped-def]
+        rest = cache._replace(**{name: {} for name in self.left})
+        copied = super().copy_blocks(rest, group, pairs)
+        return copied._replace(**{name: getattr(cache, name) for name in self.left})
+
+
+class KeysOnly(CopiesPart):
+    left = ("values",)
 
 
 class BackwardsPairs(FixedKVCache):
