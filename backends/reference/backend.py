@@ -6,7 +6,7 @@ from ..backend import Backend
 from ..plugin import Launch
 from ..step import StepBatch
 from .attention import ReferenceAttention, attention_arrays
-from .collectives import SingleRank
+from .collectives import RankCollectives, join
 from .compiler import EagerCompiler
 from .kv_cache import ReferenceKVCache
 from .ops import ReferenceOps
@@ -14,6 +14,7 @@ from .quantization import ReferenceLinear
 from .runtime import HostRuntime
 from .sampler import ReferenceSampler
 from .staging import Staged, stage
+from .telemetry import Counters
 
 
 class ReferenceBackend(Backend):
@@ -26,12 +27,17 @@ class ReferenceBackend(Backend):
         self.attention = ReferenceAttention()
         self.linear = ReferenceLinear(self.runtime)
         self.ops = ReferenceOps()
-        self.comm = SingleRank()
+        self.comm: RankCollectives = join(launch)
         self.compiler = EagerCompiler()
         self.sampler = ReferenceSampler(launch.options.max_logprobs)
+        self.telemetry = Counters()
 
     def prepare(self, batch: StepBatch) -> Staged:
         """See Backend.prepare."""
         layout = self.launch.shapes.batch.token_layout
         arrays = attention_arrays(batch, self.launch.options.block_size, layout)
         return stage(batch, arrays, self.runtime.put)
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self.comm.close()

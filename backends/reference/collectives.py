@@ -1,13 +1,48 @@
-"""Collectives of a world of one."""
+"""Collectives of a world of one, and over gloo between processes that hold their tensors on the host."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import torch
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import ProcessGroupGloo
 
 from ..collectives import Collectives
+from ..errors import PluginError
+from ..plugin import Launch
+from .rendezvous import LOOPBACK, connect, is_loopback
+
+MEET_S = 120.0
+"""For the first meeting: others may still be importing, or compiling what they need."""
+STEP_S = 8.0
+"""For each exchange after that."""
+NARROW = frozenset((torch.bfloat16, torch.float16))
+"""Dtypes whose sums are made in float32 and rounded once."""
+Group: TypeAlias = Any
+"""A ProcessGroupGloo, of whose members torch's stubs know few."""
 
 
-class SingleRank(Collectives):
+class PeerLost(PluginError):
+    """Another rank did not answer in time, or hung up: what Runtime.classify calls device_lost."""
+
+
+class RankCollectives(Collectives):
+    """Collectives that know their groups and can leave them."""
+
+    def size(self, group: str) -> int:  # noqa: ARG002
+        """Ranks of `group`."""
+        return 1
+
+    def close(self) -> None:
+        """Leave the groups; no call may follow."""
+
+
+class SingleRank(RankCollectives):
     """Every sum has one term and every gather one part."""
 
     def all_reduce(self, x: Tensor, group: str) -> Tensor:  # noqa: ARG002
@@ -17,3 +52,148 @@ class SingleRank(Collectives):
     def all_gather(self, x: Tensor, group: str, dim: int) -> Tensor:  # noqa: ARG002
         """x"""
         return x
+
+    def reduce_scatter(self, x: Tensor, group: str, dim: int) -> Tensor:  # noqa: ARG002
+        """x"""
+        return x
+
+    def all_to_all(self, x: Tensor, group: str) -> Tensor:  # noqa: ARG002
+        """x"""
+        return x
+
+
+class GlooCollectives(RankCollectives):
+    """All members, on tensors of the CPU, eagerly; for a device see .operators.
+
+    A sum gathers the parts of all ranks and adds them in the order of the ranks, those of 16 bits in float32 and
+    rounded once: the same bits on each rank, however the network cuts and orders messages. Groups of one rank
+    communicate with nobody and give x itself.
+    """
+
+    def __init__(self, launch: Launch, *, meet_s: float = MEET_S, step_s: float = STEP_S) -> None:
+        """Waits until all ranks of all groups are here. Raises PeerLost where they are not after meet_s."""
+        rank, address = launch.worker.rank, launch.rendezvous
+        self._step = timedelta(seconds=step_s)
+        self._sizes = {name: len(ranks) for name, ranks in launch.groups.items()}
+        with _losing_peers(f"rank {rank} met nobody at {address} within {meet_s:g} s"):
+            self.store = connect(address, meet_s)
+            self._groups = {
+                name: _meet(self._prefixed(name, ranks, rank), ranks.index(rank), ranks, launch)
+                for name, ranks in launch.groups.items()
+                if len(ranks) > 1
+            }
+            for group in self._groups.values():
+                group.set_timeout(timedelta(seconds=meet_s))
+                group.barrier().wait()
+                group.set_timeout(self._step)
+
+    def size(self, group: str) -> int:
+        """See RankCollectives.size."""
+        return self._sizes[group]
+
+    def close(self) -> None:
+        """See RankCollectives.close."""
+        for group in self._groups.values():
+            group.shutdown()
+        self._groups = {}
+
+    def all_reduce(self, x: Tensor, group: str) -> Tensor:
+        """See Collectives.all_reduce."""
+        return x if self.size(group) == 1 else ordered_sum(self._parts(x, group))
+
+    def all_gather(self, x: Tensor, group: str, dim: int) -> Tensor:
+        """See Collectives.all_gather."""
+        return x if self.size(group) == 1 else torch.cat(self._parts(x, group).unbind(), dim)
+
+    def reduce_scatter(self, x: Tensor, group: str, dim: int) -> Tensor:
+        """See Collectives.reduce_scatter. The bits are those of all_reduce."""
+        count = self.size(group)
+        if count == 1:
+            return x
+        if x.shape[dim] % count:
+            raise ValueError(f"{x.shape[dim]} entries cannot be cut into {count} equal parts")
+        return ordered_sum(self.all_to_all(torch.stack(x.chunk(count, dim)), group))
+
+    def all_to_all(self, x: Tensor, group: str) -> Tensor:
+        """See Collectives.all_to_all."""
+        if self.size(group) == 1:
+            return x
+        received, sent = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
+        if sent.numel():
+            with self._talking(group):
+                self._groups[group].alltoall_base(_bytes(received), _bytes(sent), [], []).wait()
+        return received
+
+    def send(self, x: Tensor, group: str, to: int) -> None:
+        """See Collectives.send."""
+        if x.numel():
+            with self._talking(group):
+                self._groups[group].send([_bytes(x.contiguous())], to, 0).wait(self._step)
+
+    def receive(self, like: Tensor, group: str, source: int) -> Tensor:
+        """See Collectives.receive."""
+        received = torch.empty_like(like, memory_format=torch.contiguous_format)
+        if received.numel():
+            with self._talking(group):
+                self._groups[group].recv([_bytes(received)], source, 0).wait(self._step)
+        return received
+
+    def _parts(self, x: Tensor, group: str) -> Tensor:
+        """[ranks, *x.shape]"""
+        parts = torch.empty((self.size(group), *x.shape), dtype=x.dtype)
+        if x.numel():
+            with self._talking(group):
+                self._groups[group]._allgather_base(_bytes(parts), _bytes(x.contiguous())).wait()
+        return parts
+
+    def _prefixed(self, name: str, ranks: Sequence[int], rank: int) -> PrefixStore:
+        """A part of the store for these ranks alone, and for this time that they meet."""
+        place = f"{name}/{'-'.join(map(str, ranks))}"
+        times = self.store.add(f"{place}/joined by {rank}", 1)
+        return PrefixStore(f"{place}/{times}", self.store)
+
+    @contextmanager
+    def _talking(self, group: str) -> Iterator[None]:
+        seconds = self._step.total_seconds()
+        with _losing_peers(f"a rank of group {group!r} hung up or was silent for {seconds:g} s"):
+            yield
+
+
+def join(launch: Launch) -> RankCollectives:
+    """What a worker that holds its tensors on the host needs: GlooCollectives, or SingleRank for a world of one."""
+    return GlooCollectives(launch) if launch.world_size > 1 else SingleRank()
+
+
+def ordered_sum(parts: Tensor) -> Tensor:
+    """Over axis 0, in its order."""
+    wide = torch.float32 if parts.dtype in NARROW else parts.dtype
+    total = parts[0].to(wide, copy=True)
+    for part in parts[1:]:
+        total += part
+    return total.to(parts.dtype)
+
+
+def _meet(store: PrefixStore, index: int, ranks: Sequence[int], launch: Launch) -> Group:
+    if not is_loopback(launch.rendezvous):
+        # by the interface that GLOO_SOCKET_IFNAME or the host's name says
+        return ProcessGroupGloo(store, index, len(ranks), timedelta(seconds=MEET_S))
+    gloo: Any = ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname=LOOPBACK)]
+    options._timeout = timedelta(seconds=MEET_S)
+    return gloo(store, index, len(ranks), options)
+
+
+def _bytes(contiguous: Tensor) -> Tensor:
+    """gloo carries bytes, whatever they mean."""
+    return contiguous.reshape(-1).view(torch.uint8)
+
+
+@contextmanager
+def _losing_peers(what: str) -> Iterator[None]:
+    """Torch and gloo raise RuntimeError and its subclasses for all that goes wrong between processes."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
+        raise PeerLost(f"{what} ({cause}); see what became of that process") from error

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from ..capabilities import Capabilities
 from ..errors import Incompatible
-from ..options import EngineOptions, ModelSpec, ResolvedOptions
+from ..options import EngineOptions, ModelSpec, ParallelOptions, ResolvedOptions
 
 T = TypeVar("T")
 ASKED_FOR = "asked for"
@@ -38,7 +38,9 @@ class Defaults:
     """What it is a share of."""
     graph_memory: Default[float] = Default(value=0.0, reason="graphs here hold no memory")
     parallel: str = "runs one process"
-    """Why one shard is all: completes "the cpu backend ..."."""
+    """How it runs one shard, or why one is all: completes "the cpu backend ..."."""
+    max_shards: int = 1
+    """More are refused."""
     max_context: Default[int] | None = None
     """Of texts; None: what the model was made for."""
 
@@ -46,7 +48,7 @@ class Defaults:
 def resolve(
     options: EngineOptions, model: ModelSpec, capabilities: Capabilities, defaults: Defaults
 ) -> ResolvedOptions:
-    """See Plugin.resolve: for backends of one shard and without options of their own."""
+    """See Plugin.resolve: for backends without pipelines and without options of their own."""
     _refuse_unserved(options, defaults)
     dtype, why_dtype = _dtype(options.dtype, capabilities, defaults)
     kv_dtype, why_kv_dtype = _kv_dtype(options.kv_dtype, dtype, capabilities, defaults)
@@ -82,7 +84,9 @@ def resolve(
             "memory_utilisation": defaults.memory_utilisation,
             "graph_memory": defaults.graph_memory.reason,
             "kv_bytes": "by the free memory" if options.kv_bytes is None else ASKED_FOR,
-            "parallel": f"the {defaults.backend} backend {defaults.parallel}",
+            "parallel": f"the {defaults.backend} backend {defaults.parallel}"
+            if options.parallel.tensor == 1
+            else ASKED_FOR,
             "backend_options": "this backend has none",
         },
     )
@@ -95,11 +99,7 @@ def _refuse_unserved(options: EngineOptions, defaults: Defaults) -> None:
         raise Incompatible(
             f"backend option {unknown}: the {backend} backend has none; leave it out"
         )
-    shards = options.parallel.tensor * options.parallel.pipeline
-    if shards != 1:
-        raise Incompatible(
-            f"{shards} shards: the {backend} backend {defaults.parallel}; ask for 1 shard"
-        )
+    _refuse_unserved_parallel(options.parallel, defaults)
     if not 0 < options.memory_utilisation <= 1:
         raise Incompatible(
             f"memory_utilisation {options.memory_utilisation}: a {defaults.memory_utilisation}; "
@@ -107,6 +107,25 @@ def _refuse_unserved(options: EngineOptions, defaults: Defaults) -> None:
         )
     if options.kv_bytes is not None and options.kv_bytes <= 0:
         raise Incompatible(f"kv_bytes {options.kv_bytes}: must be above 0; or leave it out")
+
+
+def _refuse_unserved_parallel(parallel: ParallelOptions, defaults: Defaults) -> None:
+    backend, most = defaults.backend, defaults.max_shards
+    if parallel.pipeline != 1:
+        raise Incompatible(
+            f"{parallel.pipeline} pipeline stages: the {backend} backend has none; cut layers into shards instead"
+        )
+    if parallel.expert:
+        raise Incompatible(
+            f"spread experts: the {backend} backend cuts each expert into shards; leave the option out"
+        )
+    if parallel.tensor < 1:
+        raise Incompatible(f"{parallel.tensor} shards: must be at least 1; or leave it out for 1")
+    if parallel.tensor > most:
+        cure = f"ask for at most {most}" if most > 1 else "ask for 1 shard"
+        raise Incompatible(
+            f"{parallel.tensor} shards: the {backend} backend {defaults.parallel}; {cure}"
+        )
 
 
 def _choose(name: str, asked: object, choices: Collection[object], defaults: Defaults) -> None:
@@ -127,7 +146,7 @@ def _dtype(asked: str, capabilities: Capabilities, defaults: Defaults) -> tuple[
 def _kv_dtype(
     asked: str, dtype: str, capabilities: Capabilities, defaults: Defaults
 ) -> tuple[str, str]:
-    _choose("kv_dtype", asked, sorted(capabilities.kv_dtypes), defaults)
+    _choose("kv_dtype (--kv-cache-dtype)", asked, sorted(capabilities.kv_dtypes), defaults)
     return (dtype, "the model's") if asked == "auto" else (asked, ASKED_FOR)
 
 

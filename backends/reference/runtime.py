@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..runtime import ErrorClass, MemoryInfo, Pending, Runtime, T_co
 from ..step import StepOutput
+from .collectives import PeerLost
 
 
 class Ready(Pending[T_co], Generic[T_co]):
@@ -56,10 +57,12 @@ class HostRuntime(Runtime):
         """The host is its own device."""
 
     def classify(self, error: BaseException) -> ErrorClass:
-        """An exception takes nothing of the host with it, so whatever it is, it can be laid at some request's door.
+        """Except for a lost rank, an exception takes nothing of the host with it: it can be laid at a request's door.
 
         Torch's allocator raises RuntimeError, so the words decide.
         """
+        if isinstance(error, PeerLost):
+            return "device_lost"
         if isinstance(error, MemoryError) or "not enough memory" in str(error):
             return "out_of_memory"
         return "request"

@@ -13,7 +13,7 @@ from ...backends.reference.compiler import EagerCompiler
 from ...backends.reference.staging import sampling_arrays
 from ...backends.step import F32, I32, StepBatch, StepInputs
 from .attention import CPUAttention
-from .collectives import SingleRank
+from .collectives import RankCollectives, join
 from .cpuinfo import architecture, multiplies_bfloat16
 from .kv_cache import CPUKVCache
 from .ops import CPUOps
@@ -37,7 +37,7 @@ class CPUBackend(Backend):
         product = Product(native_bfloat16=multiplies_bfloat16(architecture()))
         self.linear = CPULinear(self.runtime, product)
         self.ops = CPUOps()
-        self.comm = SingleRank()
+        self.comm: RankCollectives = join(launch)
         self.compiler = EagerCompiler(unpack=lambda inputs: inputs)
         self.sampler = CPUSampler(launch.options.max_logprobs)
 
@@ -54,6 +54,10 @@ class CPUBackend(Backend):
             attention=AttentionInputs(batch, self.block_size),
             sampling=_tensors(sampling_arrays(batch.sampling)),
         )
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self.comm.close()
 
 
 def _tensors(arrays: Mapping[str, I32 | F32]) -> dict[str, Tensor]:

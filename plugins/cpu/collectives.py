@@ -1,5 +1,5 @@
-"""Communication on the CPU: one process uses all cores, so there is nobody to talk to."""
+"""Communication on the CPU."""
 
-from ...backends.reference.collectives import SingleRank
+from ...backends.reference.collectives import RankCollectives, join
 
-__all__ = ["SingleRank"]
+__all__ = ["RankCollectives", "join"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from ...backends.reference.resolve import Default, Defaults
 from .cpuinfo import multiplies_bfloat16
 
+MAX_RANKS = 64
+"""Processes of a host at most."""
+
 
 def defaults(architecture: str) -> Defaults:
     """On a CPU of that architecture."""
@@ -24,7 +27,8 @@ def defaults(architecture: str) -> Defaults:
         max_logit_bias=Default(value=320, reason="room for a few hundred tokens a request"),
         memory_utilisation="share of the memory that is free once the weights are loaded",
         graph_memory=Default(value=0.0, reason="nothing is compiled here"),
-        parallel="runs one process that uses all cores",
+        parallel="runs one process that uses all cores unless asked for more",
+        max_shards=MAX_RANKS,
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...backends.capabilities import Capabilities
 from ...backends.hookspecs import hookimpl
-from ...backends.options import EngineOptions, ModelSpec, ResolvedOptions
-from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
+from ...backends.options import EngineOptions, ModelSpec, ParallelOptions, ResolvedOptions
+from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe, WorkerSpec
 from ...backends.reference.resolve import resolve
+from ...backends.reference.workers import sharing_hosts, spread
 from ...backends.shapes import BatchPolicy, DynamicShapes, ShapePolicy
 from .cpuinfo import CPUINFO, architecture
-from .options import defaults
+from .options import MAX_RANKS, defaults
+from .threads import num_threads
 
 if TYPE_CHECKING:
     from ...backends.backend import Backend
@@ -52,7 +55,9 @@ class CPUPlugin(Plugin):
         return Capabilities(
             device_type="cpu",
             dtypes=frozenset({"float32", "bfloat16"}),
-            kv_dtypes=frozenset({"auto", "float32", "bfloat16"}),
+            kv_dtypes=frozenset(
+                ("auto", "float32", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8")
+            ),
             block_sizes=(32, 16, 64, 128),
             kv_budget="predict",
             chunked_prefill=True,
@@ -62,7 +67,17 @@ class CPUPlugin(Plugin):
             features=frozenset(
                 ("sampled", "filters", "penalties", "bias", "bitmask", "targets", "logprobs")
             ),
+            collectives=frozenset(
+                ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive")
+            ),
         )
+
+    def worker_plan(
+        self, parallel: ParallelOptions, hosts: Sequence[Probe]
+    ) -> Sequence[WorkerSpec]:
+        """Any number of processes up to MAX_RANKS a host, which share its cores."""
+        plan = spread(parallel.tensor * parallel.pipeline, len(hosts), MAX_RANKS)
+        return sharing_hosts(plan, num_threads())
 
     def resolve(
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities

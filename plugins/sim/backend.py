@@ -8,7 +8,8 @@ from ...backends.attention import Attention
 from ...backends.backend import Backend
 from ...backends.plugin import Launch
 from ...backends.reference.attention import ReferenceAttention
-from ...backends.reference.collectives import SingleRank
+from ...backends.reference.collectives import RankCollectives, SingleRank, join
+from ...backends.reference.operators import OperatorCollectives
 from ...backends.reference.ops import ReferenceOps
 from ...backends.reference.quantization import ReferenceLinear
 from ...backends.reference.sampler import ReferenceSampler
@@ -40,7 +41,8 @@ class SimBackend(Backend):
                 "negative_index": True,
                 "host_index": True,
                 "infinity": not infinities,
-            }
+            },
+            launch.worker.devices[0],
         )
         donation = Donation()
         self.compiler = (
@@ -55,12 +57,17 @@ class SimBackend(Backend):
             is_fixed=lambda: bool(self.compiler.graphs),
             in_place=in_place,
         )
+        fp8_max = launch.capabilities.fp8_max
         self.attention: Attention = (
-            PackedAttention() if self.is_rows_layout else ReferenceAttention(in_place=in_place)
+            PackedAttention(fp8_max=fp8_max)
+            if self.is_rows_layout
+            else ReferenceAttention(in_place=in_place, fp8_max=fp8_max)
         )
         self.linear = ReferenceLinear(self.runtime)
         self.ops = ReferenceOps()
-        self.comm = SingleRank()
+        self.comm: RankCollectives = (
+            OperatorCollectives(join(launch)) if launch.world_size > 1 else SingleRank()
+        )
         self.sampler = ReferenceSampler(launch.options.max_logprobs, in_place=in_place)
         self.telemetry = SimTelemetry(self.compiler)
 
@@ -69,6 +76,10 @@ class SimBackend(Backend):
         self.rules.check(batch)
         arrays = packed_arrays if self.is_rows_layout else tiled_arrays
         return stage(batch, arrays(batch, self.block_size), self.runtime.put)
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self.comm.close()
 
 
 class SimTelemetry(Telemetry):

@@ -18,6 +18,7 @@ from torch.utils import backend_registration
 from ...backends.errors import BackendUnavailable
 from . import watch as watch
 from .library import Library
+from .plugin import NUM_DEVICES
 
 NAME = "sim"
 DEFAULT_TOTAL_BYTES = 8 << 30
@@ -27,11 +28,12 @@ DEFAULT_TOTAL_BYTES = 8 << 30
 def load(num_devices: int | None = None) -> None:
     """Build the library where the cache has none, and register the device with torch; later calls are free.
 
-    The first call sets how many devices there are, one unless told. Raises BackendUnavailable without a compiler, where
-    another extension has torch's place for foreign devices, or where a later call asks for another number.
+    The first call sets how many devices there are, NUM_DEVICES unless told. Raises BackendUnavailable without a
+    compiler, where another extension has torch's place for foreign devices, or where a later call asks for another
+    number.
     """
     if not is_loaded():
-        _register(num_devices or 1)
+        _register(num_devices or NUM_DEVICES)
     if num_devices not in (None, device_count()):
         raise BackendUnavailable(
             f"the emulated device was loaded with {device_count()} devices, not {num_devices}; "

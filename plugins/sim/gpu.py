@@ -9,7 +9,7 @@ from ...backends.hookspecs import hookimpl
 from ...backends.options import ModelSpec, ResolvedOptions
 from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
 from ...backends.shapes import BatchPolicy, ShapePolicy
-from .plugin import ATTENTION, DTYPES, FEATURES, SimPlugin
+from .plugin import ATTENTION, COLLECTIVES, DTYPES, FEATURES, SimPlugin
 from .shapes import CapturedShapes
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ class SimGPUPlugin(SimPlugin):
         summary="a GPU's rules, simulated: captured graphs, dynamic prefills; tests the engine, no kernels",
     )
 
-    def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - there is one emulated device
+    def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - all are alike
         """See Plugin.capabilities."""
         return Capabilities(
             device_type="sim",
             graphs="capture",
             dtypes=DTYPES,
-            kv_dtypes=DTYPES | {"auto"},
+            kv_dtypes=DTYPES | {"auto", "float8_e4m3fn", "float8_e5m2", "int8"},
             fp8_max=448.0,
             block_sizes=(16, 32),
             kv_budget="profile",
@@ -40,6 +40,7 @@ class SimGPUPlugin(SimPlugin):
             prefix_cache=True,
             preemption=True,
             attention=ATTENTION,
+            collectives=COLLECTIVES,
             features=FEATURES,
         )
 

@@ -9,7 +9,7 @@ from ...backends.hookspecs import hookimpl
 from ...backends.options import ModelSpec, ResolvedOptions
 from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
 from ...backends.shapes import BatchPolicy, ShapePolicy
-from .plugin import ATTENTION, DTYPES, FEATURES, SimPlugin
+from .plugin import ATTENTION, COLLECTIVES, DTYPES, FEATURES, SimPlugin
 from .shapes import FiniteShapes, prompt_buckets
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class SimNeuronPlugin(SimPlugin):
         summary="Neuron's rules, simulated: one whole prompt a step, no preemption; tests the engine, no kernels",
     )
 
-    def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - there is one emulated device
+    def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - all are alike
         """See Plugin.capabilities."""
         return Capabilities(
             device_type="sim",
@@ -38,6 +38,7 @@ class SimNeuronPlugin(SimPlugin):
             kv_budget="predict",
             prefix_cache=True,
             attention=ATTENTION,
+            collectives=COLLECTIVES - {"all_to_all"},
             features=FEATURES - {"targets"},
         )
 

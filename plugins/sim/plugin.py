@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...backends.capabilities import Capabilities
-from ...backends.options import EngineOptions, ModelSpec, ResolvedOptions
-from ...backends.plugin import Plugin, Probe
+from ...backends.options import EngineOptions, ModelSpec, ParallelOptions, ResolvedOptions
+from ...backends.plugin import Plugin, Probe, WorkerSpec
 from ...backends.reference.resolve import Default, Defaults, resolve
+from ...backends.reference.workers import sharing_hosts
 
 FEATURES = frozenset(("sampled", "filters", "penalties", "bias", "bitmask", "targets", "logprobs"))
 ATTENTION = frozenset(("window", "soft_cap", "sinks", "alibi"))
 DTYPES = frozenset(("float32", "bfloat16"))
+COLLECTIVES = frozenset(
+    ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive")
+)
+NUM_DEVICES = 8
+"""Emulated ones of a host."""
 NO_COMPILER = "the emulated device is built with g++, which is missing; install it (Debian: apt-get install g++)"
 
 
@@ -29,11 +36,17 @@ class SimPlugin(Plugin):
         can_load = shutil.which("g++") is not None or any(_cache().glob("build/*/*.so"))
         return Probe(
             available=can_load,
-            num_devices=1,
+            num_devices=NUM_DEVICES,
             reason="simulated on the CPU" if can_load else NO_COMPILER,
             architecture=self.info.name,
             simulated=True,
         )
+
+    def worker_plan(
+        self, parallel: ParallelOptions, hosts: Sequence[Probe]
+    ) -> Sequence[WorkerSpec]:
+        """See Plugin.worker_plan."""
+        return sharing_hosts(super().worker_plan(parallel, hosts), os.cpu_count() or 1)
 
     def resolve(
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
@@ -58,7 +71,8 @@ class SimPlugin(Plugin):
                 )
                 if capabilities.graphs == "capture"
                 else Default(value=0.0, reason="graphs here hold no memory"),
-                parallel="is one emulated device",
+                parallel="takes one emulated device unless asked for more",
+                max_shards=NUM_DEVICES,
                 max_context=Default(value=self.max_context, reason=simulated),
             ),
         )

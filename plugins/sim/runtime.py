@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backends.errors import UnexpectedCompile
+from ...backends.reference.collectives import PeerLost
 from ...backends.runtime import ErrorClass, MemoryInfo, Pending, Runtime
 from ...backends.step import StepOutput
 from . import device, watch
@@ -49,15 +50,16 @@ class Copy(Pending[StepOutput]):
 class SimRuntime(Runtime):
     """One emulated device, and which of its rules hold."""
 
-    def __init__(self, rules: Mapping[watch.Rule, bool]) -> None:
+    def __init__(self, rules: Mapping[watch.Rule, bool], index: int) -> None:
         device.load()
+        device.set_device(index)
         for rule, holds in rules.items():
             watch.set_rule(rule, holds)
-        self._device = torch.device(device.NAME, 0)
+        self._device = torch.device(device.NAME, index)
 
     @property
     def device(self) -> torch.device:
-        """sim:0"""
+        """sim:0, or another of the emulated devices."""
         return self._device
 
     def memory(self) -> MemoryInfo | None:
@@ -85,6 +87,6 @@ class SimRuntime(Runtime):
             return "out_of_memory"
         if isinstance(error, RuleBroken | UnexpectedCompile) or REFUSAL in str(error):
             return "unknown"
-        if isinstance(error, torch.AcceleratorError):
+        if isinstance(error, torch.AcceleratorError | PeerLost):
             return "device_lost"
         return "request"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...backends.capabilities import Capabilities
 from ...backends.hookspecs import hookimpl
-from ...backends.options import ModelSpec, ResolvedOptions
-from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
+from ...backends.options import ModelSpec, ParallelOptions, ResolvedOptions
+from ...backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe, WorkerSpec
+from ...backends.reference.workers import one_worker
 from ...backends.shapes import BatchPolicy, ShapePolicy
-from .plugin import ATTENTION, DTYPES, FEATURES, SimPlugin
+from .plugin import ATTENTION, COLLECTIVES, DTYPES, FEATURES, SimPlugin
 from .shapes import FiniteShapes, token_buckets
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class SimTPUPlugin(SimPlugin):
         summary="a TPU's rules, simulated: one bucket family, fused steps; tests the engine, no kernels",
     )
 
-    def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - there is one emulated device
+    def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - all are alike
         """See Plugin.capabilities."""
         return Capabilities(
             device_type="sim",
@@ -42,8 +44,15 @@ class SimTPUPlugin(SimPlugin):
             overlapped_steps=True,
             fused_draw=True,
             attention=ATTENTION,
+            collectives=COLLECTIVES - {"send_receive"},
             features=FEATURES,
         )
+
+    def worker_plan(
+        self, parallel: ParallelOptions, hosts: Sequence[Probe]
+    ) -> Sequence[WorkerSpec]:
+        """One worker for all devices: the core cuts nothing, and collectives are identities."""
+        return one_worker(parallel.tensor * parallel.pipeline, hosts)
 
     def shapes(self, options: ResolvedOptions, model: ModelSpec) -> ShapePolicy:  # noqa: ARG002
         """See Plugin.shapes."""

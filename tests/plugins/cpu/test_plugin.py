@@ -130,7 +130,9 @@ def test_every_choice_has_its_reason(tmp_path: Path) -> None:
         ({"kv_bytes": 0}, "kv_bytes 0"),
         ({"memory_utilisation": 0.0}, "memory_utilisation 0"),
         ({"memory_utilisation": 1.1}, "memory_utilisation 1.1"),
-        ({"parallel": ParallelOptions(tensor=2)}, "2 shards.*1 shard"),
+        ({"parallel": ParallelOptions(tensor=65)}, "65 shards.*at most 64"),
+        ({"parallel": ParallelOptions(pipeline=2)}, "2 pipeline stages.*shards"),
+        ({"parallel": ParallelOptions(expert=True)}, "spread experts.*leave"),
         ({"backend_options": {"speed": "11"}}, "backend option speed.*leave it out"),
     ],
 )

@@ -300,7 +300,7 @@ class TestModule:
         assert torch.ones(1, device="sim").device == torch.device("sim", 0)
 
     def test_refuses_another_number_of_devices_later(self) -> None:
-        with pytest.raises(BackendUnavailable, match="loaded with 1 devices, not 4"):
+        with pytest.raises(BackendUnavailable, match="loaded with 8 devices, not 4"):
             device.load(4)
 
     def test_devices_have_memory_of_their_own(self) -> None:

@@ -31,7 +31,7 @@ def resolve(plugin: Plugin, **options: object) -> ResolvedOptions:
 def test_each_is_available_by_name_and_simulated(registry: Registry, name: str) -> None:
     selection = registry.select(name)
     assert selection.probe.simulated
-    assert selection.probe.num_devices == 1
+    assert selection.probe.num_devices == 8
     assert not selection.probe.found_hardware
     assert "tests the engine, no kernels" in selection.plugin.info.summary
 
@@ -86,7 +86,9 @@ WRONG = (
     {"max_context": 4096},
     {"max_batch_rows": 0},
     {"memory_utilisation": 1.5},
-    {"parallel": ParallelOptions(tensor=2)},
+    {"parallel": ParallelOptions(tensor=9)},
+    {"parallel": ParallelOptions(pipeline=2)},
+    {"parallel": ParallelOptions(expert=True)},
     {"backend_options": {"x": "y"}},
 )
 
