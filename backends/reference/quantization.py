@@ -1,8 +1,8 @@
-"""Linear layers with plain weights."""
+"""Linear layers with plain weights, and the builder of all the reference has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..quantization import EmbeddingSpec, Linear, LinearSpec, Verdict
 from ..runtime import Runtime
 from .dtypes import torch_dtype
-from .ops import activate
+from .experts import PlainExperts
+from .packed import KINDS, PackedExperts, PackedLinear
 
 
 class PlainLinear(nn.Module):
@@ -54,62 +55,26 @@ class PlainEmbedding(nn.Module):
         return torch.where(mine[:, None], found, 0.0)
 
 
-class PlainExperts(nn.Module):
-    """Every expert on every token, weighted by 0 where it was not chosen: shapes stay those of the bucket."""
-
-    gate_up: Tensor
-    """[E, 2 * I, H], the gate first"""
-    down: Tensor
-    """[E, H, I]"""
-    gate_up_bias: Tensor | None
-    down_bias: Tensor | None
-
-    def __init__(
-        self, gate_up: Mapping[str, Tensor], down: Mapping[str, Tensor], activation: str
-    ) -> None:
-        super().__init__()
-        self.activation = activation
-        self.register_buffer("gate_up", gate_up["weight"])
-        self.register_buffer("down", down["weight"])
-        self.register_buffer("gate_up_bias", gate_up.get("bias"))
-        self.register_buffer("down_bias", down.get("bias"))
-
-    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        """See Linear.build_experts; the sum over experts is in float32."""
-        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for expert in range(self.down.shape[0]):
-            share = torch.where(ids == expert, weights, 0.0).sum(-1, keepdim=True)
-            total = total + share * self.expert(expert, x).float()
-        return total.to(x.dtype)
-
-    def expert(self, index: int, x: Tensor) -> Tensor:
-        """x [T, H] through one expert: [T, H]."""
-        bias = None if self.gate_up_bias is None else self.gate_up_bias[index]
-        gate, up = self.linear(x, self.gate_up[index], bias).chunk(2, -1)
-        bias = None if self.down_bias is None else self.down_bias[index]
-        return self.linear(activate(gate, self.activation) * up, self.down[index], bias)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [T, K] -> [T, N] of x's dtype."""
-        return F.linear(x, weight, bias)
-
-
 class ReferenceLinear(Linear):
-    """Plain weights only: the core dequantises the rest at load."""
+    """Plain weights, and of the packed kinds those it is told to take: the core dequantises the rest at load."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, kinds: Collection[str] = frozenset({"plain"})) -> None:
         self.runtime = runtime
+        self.kinds = frozenset(kinds) & (KINDS | {"plain"})
 
     def kernels(self, spec: LinearSpec) -> Sequence[Verdict]:
         """One kernel."""
         kind = spec.weight.kind
-        if kind == "plain":
-            return (Verdict(kernel="torch", ok=True, reason="plain weight"),)
-        return (Verdict(kernel="torch", ok=False, reason=f"no kernel for {kind} weights"),)
+        if kind not in self.kinds:
+            return (Verdict(kernel="torch", ok=False, reason=f"no kernel for {kind} weights"),)
+        reason = "plain weight" if kind == "plain" else f"{kind} is unpacked in every step"
+        return (Verdict(kernel="torch", ok=True, reason=reason),)
 
     def build(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
         """See Linear.build."""
         held = self._put(tensors)
+        if spec.weight.kind != "plain":
+            return PackedLinear(spec, held)
         return PlainLinear(spec, held["weight"], held.get("bias"))
 
     def build_embedding(
@@ -122,13 +87,16 @@ class ReferenceLinear(Linear):
 
     def build_experts(
         self,
-        gate_up: LinearSpec,  # noqa: ARG002 - the tensors say it all
-        down: LinearSpec,  # noqa: ARG002
+        gate_up: LinearSpec,
+        down: LinearSpec,
         tensors: Mapping[str, Mapping[str, Tensor]],
         activation: str,
     ) -> nn.Module:
         """See Linear.build_experts."""
-        return PlainExperts(self._put(tensors["gate_up"]), self._put(tensors["down"]), activation)
+        held = {name: self._put(of) for name, of in tensors.items()}
+        if gate_up.weight.kind == down.weight.kind == "plain":
+            return PlainExperts(held["gate_up"], held["down"], activation)
+        return PackedExperts(gate_up, down, held, activation)
 
     def _put(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.runtime.put(tensor) for name, tensor in tensors.items()}

@@ -9,6 +9,8 @@ Measured with torch 2.13 and MKL on an AVX2 machine of two cores:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,9 @@ WIDEN_FROM = 4
 """Rows from which a bfloat16 weight is widened."""
 SLICE_NUMBERS = 2**20
 """Of a weight that are widened at once: 4 MiB, which stay in cache."""
+
+Widen = Callable[[int, Tensor], None]
+"""(first row, wide [n, K] f32): fills `wide` with rows first, first + 1, … of a weight."""
 
 
 class Product:
@@ -43,21 +48,32 @@ class Product:
             return multiply(x, weight, bias).to(out_dtype)
         slow = not self.native_bfloat16 and x.shape[0] >= WIDEN_FROM
         if slow or out_dtype == torch.float32:
-            return self._widen_and_multiply(x, weight, bias).to(out_dtype)
+
+            def widen(first: int, wide: Tensor) -> None:
+                wide.copy_(weight[first : first + len(wide)])
+
+            out = self.widened(x.float(), len(weight), widen)
+            return (out if bias is None else out.add_(bias)).to(out_dtype)
         return F.linear(x, weight, bias).to(out_dtype)
 
-    def _widen_and_multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.float()
-        outs: list[Tensor] = []
-        for part in torch.split(weight, max(1, self.slice_numbers // weight.shape[1])):
-            wide = self._scratch.take(tuple(part.shape), torch.float32)
-            outs.append(multiply(x, wide.copy_(part), None))
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
-        return out if bias is None else out.add_(bias)
+    def slice_rows(self, num_columns: int) -> int:
+        """Rows of a weight that are widened at once: an even number."""
+        return max(2, self.slice_numbers // num_columns // 2 * 2)
+
+    def widened(self, x: Tensor, num_rows: int, widen: Widen) -> Tensor:
+        """x [T, K] -> [T, num_rows] of x's dtype, float32 or bfloat16; slices begin at multiples of slice_rows."""
+        num_columns = x.shape[1]
+        size, outs = self.slice_rows(num_columns), list[Tensor]()
+        for first in range(0, num_rows, size):
+            shape = (min(size, num_rows - first), num_columns)
+            wide = self._scratch.take(shape, torch.float32)
+            widen(first, wide)
+            outs.append(multiply(x, wide.to(x.dtype), None))
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[T, K], [N, K], [N] -> [T, N], all float32."""
+    """[T, K], [N, K], [N] -> [T, N], all of one dtype."""
     num_rows = x.shape[0]
     num_slices = _even_slices(weight.shape[0]) if num_rows == 1 else 1
     if num_slices > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,18 +156,18 @@ def test_experts_are_a_weighted_sum_of_those_chosen(linear: Linear, with_bias: b
     torch.testing.assert_close(module(x, weights, ids).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_format_without_a_kernel_is_refused_with_its_name(linear: Linear) -> None:
-    plain = spec("float32", "float32", (4,))
-    assert [v.ok for v in linear.kernels(plain)] == [True]
-    packed = LinearSpec(
-        name="x",
-        in_features=8,
-        out_features=8,
-        parts=(8,),
-        dtype="float32",
-        out_dtype="float32",
-        weight=WeightFormat(kind="int4"),
+@pytest.mark.parametrize("kind", ["int4", "codebook"])
+def test_a_kind_that_is_not_taken_is_refused_with_its_name(kind: str) -> None:
+    packed = replace(
+        spec("float32", "float32", (4,)), weight=WeightFormat(kind=kind, group_size=16)
     )
+    (verdict,) = ReferenceLinear(HostRuntime(), {"plain", "int8"}).kernels(packed)
+    assert not verdict.ok
+    assert kind in verdict.reason
+
+
+def test_a_kind_of_a_plugin_is_refused_with_its_name(linear: Linear) -> None:
+    packed = replace(spec("float32", "float32", (4,)), weight=WeightFormat(kind="codebook"))
     (verdict,) = linear.kernels(packed)
     assert not verdict.ok
-    assert "int4" in verdict.reason
+    assert "codebook" in verdict.reason

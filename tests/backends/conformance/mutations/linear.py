@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from chipset.backends.quantization import EmbeddingSpec, LinearSpec, Verdict
+from chipset.backends.reference.experts import PlainExperts
 from chipset.backends.reference.quantization import (
     PlainEmbedding,
-    PlainExperts,
     PlainLinear,
     ReferenceLinear,
 )
