@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..backend import Backend
 from ..plugin import Launch
 from ..step import StepBatch
 from .attention import ReferenceAttention, attention_arrays
-from .collectives import RankCollectives, join
+from .collectives import GlooCollectives, RankCollectives, SingleRank
 from .compiler import EagerCompiler
 from .kv_cache import ReferenceKVCache
 from .ops import ReferenceOps
@@ -20,6 +22,11 @@ from .telemetry import Counters
 class ReferenceBackend(Backend):
     """Every member is the reference; a subclass sets its own after super().__init__(launch)."""
 
+    collectives: ClassVar[type[GlooCollectives]] = GlooCollectives
+    """Of `comm`, where there are several ranks: they meet in super().__init__."""
+    comm: RankCollectives
+    telemetry: Counters
+
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.runtime = HostRuntime()
@@ -27,7 +34,7 @@ class ReferenceBackend(Backend):
         self.attention = ReferenceAttention()
         self.linear = ReferenceLinear(self.runtime)
         self.ops = ReferenceOps()
-        self.comm: RankCollectives = join(launch)
+        self.comm = self.collectives(launch) if launch.world_size > 1 else SingleRank()
         self.compiler = EagerCompiler()
         self.sampler = ReferenceSampler(launch.options.max_logprobs)
         self.telemetry = Counters()

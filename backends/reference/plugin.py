@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from ..capabilities import Capabilities
-from ..options import EngineOptions, ModelSpec, ResolvedOptions
-from ..plugin import Launch, Plugin, Probe
+from ..options import EngineOptions, ModelSpec, ParallelOptions, ResolvedOptions
+from ..plugin import Launch, Plugin, Probe, WorkerSpec
 from ..shapes import BatchPolicy, DynamicShapes, ShapePolicy
 from .resolve import Defaults, resolve
+from .workers import sharing_hosts, spread
 
 if TYPE_CHECKING:
     from ..backend import Backend
@@ -18,17 +20,22 @@ if TYPE_CHECKING:
 class ReferencePlugin(Plugin):
     """Serves what the references serve, and is never chosen by `auto`. A subclass gives `info` and what differs."""
 
+    max_ranks: ClassVar[int] = 8
+    """Processes a host."""
+
     def probe(self) -> Probe:
-        """A device for each core."""
-        devices = os.cpu_count() or 1
+        """The host."""
         reason = "plain torch runs everywhere"
-        return Probe(available=True, num_devices=devices, reason=reason, simulated=True)
+        return Probe(available=True, num_devices=1, reason=reason, simulated=True)
 
     def capabilities(self, probe: Probe) -> Capabilities:  # noqa: ARG002 - the same everywhere
         """See Plugin.capabilities."""
         return Capabilities(
             device_type="cpu",
             dtypes=frozenset({"float32", "bfloat16"}),
+            kv_dtypes=frozenset(
+                ("auto", "float32", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8")
+            ),
             block_sizes=(32, 16, 64),
             kv_budget="predict",
             chunked_prefill=True,
@@ -38,13 +45,24 @@ class ReferencePlugin(Plugin):
             features=frozenset(
                 ("sampled", "filters", "penalties", "bias", "bitmask", "targets", "logprobs")
             ),
+            collectives=frozenset(
+                ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive")
+            ),
         )
+
+    def worker_plan(
+        self, parallel: ParallelOptions, hosts: Sequence[Probe]
+    ) -> Sequence[WorkerSpec]:
+        """Processes that share the cores of their host."""
+        plan = spread(parallel.tensor * parallel.pipeline, len(hosts), self.max_ranks)
+        return sharing_hosts(plan, os.cpu_count() or 1)
 
     def resolve(
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
     ) -> ResolvedOptions:
         """See Plugin.resolve."""
-        return resolve(options, model, capabilities, Defaults(backend=self.info.name))
+        defaults = Defaults(backend=self.info.name, max_shards=self.max_ranks)
+        return resolve(options, model, capabilities, defaults)
 
     def shapes(self, options: ResolvedOptions, model: ModelSpec) -> ShapePolicy:  # noqa: ARG002
         """Exact sizes."""

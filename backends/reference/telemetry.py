@@ -14,3 +14,16 @@ class Counters(Counter[str], Telemetry):
     def counters(self) -> Mapping[str, float]:
         """See Telemetry.counters."""
         return self
+
+    def give(self, *parts: object) -> None:
+        """To those of the parts that count."""
+        for part in parts:
+            if isinstance(part, Counting):
+                part.counters = self
+
+
+class Counting:
+    """A part of a backend that counts what it does."""
+
+    counters: Counters
+    """Its backend's."""
