@@ -14,7 +14,7 @@ from .engine import Engine
 from .errors import NotEnoughMemory
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.sizing import KVSize, size_groups
-from .loading.weights import read_weights
+from .loading.weights import open_weights
 from .messages import EngineLaunch, Ready
 from .models.build import build_decoder
 from .models.config import ModelConfig
@@ -98,8 +98,13 @@ def _load(
     check_members(backend)
     try:
         with torch.inference_mode():
-            weights = read_weights(launch.files, progress=report)
-            model = build_decoder(config, worker.model, backend, weights)
+            built = build_decoder(
+                config,
+                worker.model,
+                backend,
+                open_weights(launch.files),
+                progress=lambda done, total: report("load", done, total, "B"),
+            )
     except MemoryError:
         backend.close()
         raise NotEnoughMemory(
@@ -109,7 +114,7 @@ def _load(
     except BaseException:
         backend.close()
         raise
-    return Runner(backend, worker, model)
+    return Runner(backend, worker, built.model)
 
 
 def _size_cache(runner: Runner, asked: EngineOptions) -> KVSize:

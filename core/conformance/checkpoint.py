@@ -49,10 +49,10 @@ def make_checkpoint(
     config.write_text(json.dumps({**SIZES, **kind}))
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
-    for name, piece in checkpoint_layout(load_config(config)).pieces.items():
+    for name, shape in checkpoint_layout(load_config(config)).tensors.items():
         is_norm = "norm" in name
         # large enough for texts that do not settle on one token
-        noise = torch.randn(piece.shape, generator=generator) * (0.2 if is_norm else 0.3)
+        noise = torch.randn(shape, generator=generator) * (0.2 if is_norm else 0.3)
         tensors[name] = noise + 1 if is_norm else noise
         if has_nan and "embed" in name:
             tensors[name][NAN_TOKEN] = float("nan")

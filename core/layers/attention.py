@@ -31,6 +31,7 @@ class Attention(nn.Module):
         o: RowParallel,
         q_norm: Norm | None = None,
         k_norm: Norm | None = None,
+        alibi_slopes: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -41,8 +42,7 @@ class Attention(nn.Module):
         self.o = o
         self.q_norm = q_norm
         self.k_norm = k_norm
-        slopes = backend.runtime.put(alibi_slopes(spec.num_heads)) if spec.alibi else None
-        self.register_buffer("alibi_slopes", slopes)
+        self.register_buffer("alibi_slopes", alibi_slopes)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, inputs: StepInputs, cache: Cache

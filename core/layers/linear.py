@@ -11,65 +11,6 @@ from ...backends.quantization import Linear, LinearSpec
 from ..errors import UnsupportedArchitecture
 
 
-def column_parallel(
-    name: str,
-    in_features: int,
-    parts: tuple[int, ...],
-    *,
-    bias: bool,
-    dtype: str,
-    out_dtype: str | None = None,
-    num_experts: int = 0,
-) -> LinearSpec:
-    """Cut by output: each rank holds a share of every part. `out_dtype` None is `dtype`."""
-    return LinearSpec(
-        name=name,
-        in_features=in_features,
-        out_features=sum(parts),
-        parts=parts,
-        bias=bias,
-        dtype=dtype,
-        out_dtype=out_dtype or dtype,
-        shard="out",
-        num_experts=num_experts,
-    )
-
-
-def row_parallel(
-    name: str,
-    in_features: int,
-    out_features: int,
-    *,
-    bias: bool,
-    dtype: str,
-    num_experts: int = 0,
-) -> LinearSpec:
-    """Cut by input: the outputs of all ranks add up."""
-    return LinearSpec(
-        name=name,
-        in_features=in_features,
-        out_features=out_features,
-        parts=(out_features,),
-        bias=bias,
-        dtype=dtype,
-        out_dtype=dtype,
-        shard="in",
-        num_experts=num_experts,
-    )
-
-
-def replicated(name: str, in_features: int, out_features: int, *, dtype: str) -> LinearSpec:
-    """Whole on every rank."""
-    return LinearSpec(
-        name=name,
-        in_features=in_features,
-        out_features=out_features,
-        parts=(out_features,),
-        dtype=dtype,
-        out_dtype=dtype,
-    )
-
-
 def build_linear(linear: Linear, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
     """x [T, in_features] -> one [T, n] for each part. Raises UnsupportedArchitecture where no kernel takes it."""
     verdicts = linear.kernels(spec)

@@ -16,23 +16,29 @@ from ..errors import ModelFormatError, ModelNotFound
 _MAX_TABLE_BYTES = 100_000_000
 """Also the library's own limit."""
 _MAX_DIMS = 8
-_BITS: Mapping[str, int] = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64,
+DTYPES: Mapping[str, str] = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+    "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
+"""Torch's names."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A row of the table."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableRow:
+    """A tensor and where it lies."""
 
     name: str
+    dtype: str
+    """A key of DTYPES."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
     num_bytes: int
 
 
-def read_safetensors_table(path: Path) -> Sequence[StoredTensor]:
+def read_safetensors_table(path: Path) -> Sequence[TableRow]:
     """Every tensor in the order of its bytes; raises ModelFormatError, or ModelNotFound if it cannot be opened."""
     try:
         with path.open("rb") as file:
@@ -53,29 +59,38 @@ def read_safetensors_table(path: Path) -> Sequence[StoredTensor]:
     if not isinstance(table, dict):
         raise ModelFormatError(f"{path} is corrupt: its table is no JSON object.")
     table.pop("__metadata__", None)
-    rows = sorted(_row(path, name, entry) for name, entry in table.items())
-    end = 0
-    for start, stop, name in rows:
-        if start != end:
+    rows = [_row(path, name, entry, 8 + length) for name, entry in table.items()]
+    rows.sort(key=lambda row: (row.offset, row.num_bytes))
+    end = 8 + length
+    for row in rows:
+        if row.offset != end:
             raise ModelFormatError(
-                f"{path} is corrupt: tensor {name!r} overlaps another or leaves a gap."
+                f"{path} is corrupt: tensor {row.name!r} overlaps another or leaves a gap."
             )
-        end = stop
-    if 8 + length + end != size:
+        end += row.num_bytes
+    if end != size:
         raise ModelFormatError(
-            f"{path} is cut off: its tensors end at byte {8 + length + end}, the file has {size}; download it again."
+            f"{path} is cut off: its tensors end at byte {end}, the file has {size}; download it again."
         )
-    return [StoredTensor(name, stop - start) for start, stop, name in rows]
+    return rows
 
 
-def _row(path: Path, name: str, entry: object) -> tuple[int, int, str]:
-    """start, end and name; the size must be what dtype and shape say."""
+def _row(path: Path, name: str, entry: object, base: int) -> TableRow:
+    """`base`: where the data begins. The size must be what dtype and shape say."""
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
-            sizes = [size for size in shape if isinstance(size, int) and size >= 0]
-            if dtype not in _BITS:
+            sizes = tuple(size for size in shape if isinstance(size, int) and size >= 0)
+            if dtype not in DTYPES:
                 raise ModelFormatError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}.")
-            fits = math.prod(sizes) * _BITS[dtype] == (end - start) * 8
+            fits = math.prod(sizes) * _itemsize(dtype) == end - start
             if fits and len(sizes) == len(shape) <= _MAX_DIMS and 0 <= start <= end:
-                return start, end, name
+                return TableRow(
+                    name=name, dtype=dtype, shape=sizes, offset=base + start, num_bytes=end - start
+                )
     raise ModelFormatError(f"{path} is corrupt: the entry of tensor {name!r} is inconsistent.")
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes; the digits of a name say its bits."""
+    digits = "".join(filter(str.isdigit, dtype.partition("_")[0]))
+    return int(digits) // 8 if digits else 1

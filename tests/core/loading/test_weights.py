@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -16,7 +15,7 @@ from chipset.core.errors import ModelError, ModelFormatError
 from chipset.core.files import ModelFiles
 from chipset.core.loading.gguf_file import read_gguf
 from chipset.core.loading.gguf_names import weight_parts
-from chipset.core.loading.weights import read_weights, weight_bytes
+from chipset.core.loading.weights import open_weights
 
 from .ggufs import (
     HEAD_DIM,
@@ -45,7 +44,8 @@ def _files(*weights: Path) -> ModelFiles:
 
 
 def _read(*weights: Path) -> dict[str, torch.Tensor]:
-    return dict(read_weights(_files(*weights)))
+    source = open_weights(_files(*weights))
+    return {name: source.read(name) for name in source.names}
 
 
 @pytest.fixture
@@ -94,9 +94,10 @@ def test_decodes_k_blocks(tmp_path: Path, kind: Kind) -> None:
 
 def test_names_the_weights_of_a_gguf_without_reading_them(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path / "model.gguf")
-    sizes = weight_bytes(_files(path))
-    assert list(sizes) == list(_read(path))
-    assert sizes["model.norm.weight"] == 4 * HIDDEN
+    source = open_weights(_files(path))
+    assert list(source.names) == list(_read(path))
+    assert source.weights["model.norm.weight"].num_bytes == 4 * HIDDEN
+    assert source.bytes_read == 0
 
 
 def test_undoes_the_interleaving_of_rotary_rows(
@@ -193,17 +194,14 @@ def test_reads_every_shard_in_its_own_dtype(tmp_path: Path) -> None:
     second = {"c": torch.zeros(1, dtype=torch.float16)}
     save_file(first, tmp_path / "1.safetensors")
     save_file(second, tmp_path / "2.safetensors")
-    seen: list[tuple[int, int]] = []
-    files = _files(tmp_path / "1.safetensors", tmp_path / "2.safetensors")
-    weights = dict(
-        read_weights(files, progress=lambda phase, done, total, unit: seen.append((done, total)))
-    )
+    files = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    weights = _read(*files)
     assert weights.keys() == {"a", "b", "c"}
     for name, tensor in (first | second).items():
         assert weights[name].dtype == tensor.dtype
         assert torch.equal(weights[name], tensor)
-    assert seen[-1] == (30, 30)
-    assert weight_bytes(files) == {"a": 12, "b": 16, "c": 2}
+    entries = open_weights(_files(*files)).weights
+    assert {name: entry.num_bytes for name, entry in entries.items()} == {"a": 12, "b": 16, "c": 2}
 
 
 def _safetensors(path: Path, table: object, data: bytes) -> Path:
@@ -255,7 +253,7 @@ def test_default_model_is_bit_for_bit_what_transformers_reads(default_model: Mod
     )
     expected = model.state_dict()
     expected.pop("lm_head.weight")
-    weights = dict(read_weights(dataclasses.replace(default_model)))
+    weights = _read(path)
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor.float(), expected[name]), name

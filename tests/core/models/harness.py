@@ -8,7 +8,7 @@ sequence in one forward.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from chipset.backends.plugin import Launch, WorkerSpec
 from chipset.backends.shapes import Bucket, Phase
 from chipset.backends.step import SamplingBatch, StepBatch
 from chipset.core.files import ModelFiles
-from chipset.core.loading.weights import read_weights
+from chipset.core.loading.weight_source import Part, WeightEntry, WeightSource
+from chipset.core.loading.weights import open_weights
 from chipset.core.models.build import build_decoder
 from chipset.core.models.config import ModelConfig
 from chipset.core.models.decoder import Decoder
@@ -59,8 +60,8 @@ class Checkpoint:
         """As we read it."""
         return load_config(self.folder / "config.json")
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of the folder, as serving reads them."""
+    def source(self) -> WeightSource:
+        """The folder's, as serving reads it."""
         files = ModelFiles(
             source=str(self.folder),
             name=self.folder.name,
@@ -72,7 +73,32 @@ class Checkpoint:
             generation_config=None,
             weights=tuple(sorted(self.folder.glob("*.safetensors"))),
         )
-        return read_weights(files)
+        return open_weights(files)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the folder."""
+        source = self.source()
+        return ((name, source.read(name)) for name in source.names)
+
+
+class TensorSource(WeightSource):
+    """Tensors that lie in memory."""
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.tensors = dict(tensors)
+        self.weights = {
+            name: WeightEntry(
+                shape=tuple(tensor.shape),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                num_bytes=tensor.nbytes,
+            )
+            for name, tensor in self.tensors.items()
+        }
+
+    def read(self, name: str, part: Part = ()) -> Tensor:
+        found = self.tensors[name][part]
+        self.bytes_read += found.nbytes
+        return found
 
 
 def make_checkpoint(architecture: str, settings: Mapping[str, object], folder: Path) -> Checkpoint:
@@ -149,13 +175,17 @@ class Session:
         self.spec = model_spec(config, dtype=dtype, max_context=max_context)
         self.backend = cpu_backend(self.spec)
         layout = checkpoint_layout(config)
-        wanted = (
+        known = layout.tensors.keys() | {
+            layer.stack.tensor for layer in layout.layers.values() if layer.stack is not None
+        }
+        wanted = TensorSource(
             (name, tensor)
             for name, tensor in weights(checkpoint.weights())
-            if layout.canonical(name) in layout.pieces
+            if layout.canonical(name) in known
         )
         with torch.inference_mode():
-            self.model: Decoder = build_decoder(config, self.spec, self.backend, wanted)
+            built = build_decoder(config, self.spec, self.backend, wanted)
+            self.model: Decoder = built.model
             self.step = self.backend.compiler.wrap("model", self.model)
             self.tables, self.cache = self._allocate(num_rows=2, max_context=max_context)
 

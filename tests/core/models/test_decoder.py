@@ -40,10 +40,8 @@ def test_ranks_add_up_after_the_embedding_and_after_both_halves_of_each_layer(
     session = Session(checkpoint, checkpoint.config)
     comm = session.backend.comm = Counted()
     with torch.inference_mode():
-        model = build_decoder(
-            checkpoint.config, session.spec, session.backend, checkpoint.weights()
-        )
-    session.step = session.backend.compiler.wrap("model", model)
+        built = build_decoder(checkpoint.config, session.spec, session.backend, checkpoint.source())
+    session.step = session.backend.compiler.wrap("model", built.model)
     step(session, checkpoint)
     reduces = 1 + 2 * checkpoint.config.num_layers
     assert comm.calls == [("all_reduce", "tensor")] * reduces + [("all_gather", "tensor")]
