@@ -14,6 +14,7 @@ from ..capabilities import Capabilities
 from ..options import AttentionSpec, EngineOptions
 from ..plugin import Plugin
 from ..step import StepBatch, token_row
+from .held import KV_DTYPES
 from .rows import Row
 from .session import Session
 from .suite import Suite, session, small_model
@@ -78,6 +79,7 @@ class AttentionSuite(Suite):
         specs = (specs,) if isinstance(specs, AttentionSpec) else specs
         capabilities = plugin.capabilities(plugin.probe())
         self.require_attention(capabilities, specs)
+        self.require(kv_dtype in capabilities.kv_dtypes, f"no KV cache of {kv_dtype} is claimed")
         dtype = dtype or self.base_dtype(capabilities)
         model = small_model(
             specs,
@@ -198,13 +200,40 @@ class AttentionSuite(Suite):
     def test_each_dtype(self, plugin: Plugin, capabilities: Capabilities) -> None:
         """Of the model and of the cache: all that are claimed and have a tolerance."""
         for dtype in sorted(capabilities.dtypes & set(TOLERANCES)):
-            for kv_dtype in sorted(capabilities.kv_dtypes & {"auto", *TOLERANCES}):
+            for kv_dtype in sorted(capabilities.kv_dtypes & {"auto", *TOLERANCES, *KV_DTYPES}):
                 with self.attention_texts(plugin, dtype=dtype, kv_dtype=kv_dtype) as texts:
                     all_ = [texts.add(length) for length in (41, 17)]
                     texts.prefill(*all_)
                     texts.decode(*all_)
-        others = (capabilities.dtypes | capabilities.kv_dtypes) - {"auto", *TOLERANCES}
+        stated = {"auto", *TOLERANCES, *KV_DTYPES}
+        others = (capabilities.dtypes | capabilities.kv_dtypes) - stated
         self.require(not others, f"no tolerance is stated for {', '.join(sorted(others))}")
+
+    @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+    @pytest.mark.parametrize("variant", ["a key head for two heads", "window and sinks", "alibi"])
+    def test_keys_and_values_of_one_byte(
+        self, plugin: Plugin, capabilities: Capabilities, kv_dtype: str, variant: str
+    ) -> None:
+        """What a row sees is what the cache holds, of its own tokens too, however its prompt is cut; scales left behind
+        are nan.
+        """
+        if variant != "a key head for two heads":
+            self.thorough()
+        spec = VARIANTS[variant]
+        with self.attention_texts(
+            plugin, spec, kv_dtype=kv_dtype, layers_per_group=2, num_blocks=14, poison=True
+        ) as texts:
+            one, two = texts.add(44), texts.add(19)
+            if capabilities.chunked_prefill:
+                texts.step({one: 17, two: 1})
+            texts.prefill(one, two)
+            texts.decode(one, two)
+            texts.session.overwrite(0, [0], NAN)
+            texts.leave(two)
+            three = texts.add(30)
+            texts.prefill(three)
+            one.ids.append(9)
+            texts.decode(one, three)
 
     @pytest.mark.parametrize("value", [NAN, 3e4])
     def test_the_null_block_reaches_no_row(self, plugin: Plugin, value: float) -> None:

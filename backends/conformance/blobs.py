@@ -1,53 +1,60 @@
-"""Blocks of a session's cache on the host: made, put in, copied and compared."""
+"""KVBlobs on the host: made, cut and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..kv_cache import KVBlob
+from ..options import KVGroup
 from ..reference.dtypes import torch_dtype
-from .rows import padded
-from .session import Session
 
 
-def random_blob(session: Session, group: int, num_blocks: int, seed: int) -> KVBlob:
-    """Of so many blocks, no number of which is likely to be anywhere else."""
-    held = session.launch.model.groups[group]
+def random_blob(group: KVGroup, num_tokens: int, seed: int) -> KVBlob:
+    """No number of which is likely to be anywhere else."""
     generator = torch.Generator().manual_seed(seed)
-    size = (len(held.layers), num_blocks * session.block_size, held.num_kv_heads)
-    dtype = torch_dtype(held.dtype)
+    size = (len(group.layers), num_tokens, group.num_kv_heads)
+    dtype = torch_dtype(group.dtype)
+
+    def numbers(width: int) -> Tensor:
+        if dtype == torch.int8:
+            return torch.randint(-127, 128, (*size, width), generator=generator, dtype=dtype)
+        return torch.randn(*size, width, generator=generator).to(dtype)
+
+    def scales() -> Tensor | None:
+        # such as float16 holds too
+        found = torch.rand(size, generator=generator).add(0.01).half().float()
+        return found if dtype == torch.int8 else None
+
     return KVBlob(
-        keys=torch.randn(*size, held.head_size, generator=generator).to(dtype),
-        values=torch.randn(*size, held.value_size, generator=generator).to(dtype),
-        heads=(0, held.num_kv_heads),
+        keys=numbers(group.head_size),
+        values=numbers(group.value_size),
+        heads=(0, group.num_kv_heads),
+        key_scales=scales(),
+        value_scales=scales(),
     )
 
 
-def put_in(session: Session, group: int, blocks: Sequence[int], blob: KVBlob) -> None:
-    """`blob` into `blocks`; zeros into the null block where ids are padded."""
-    ids = padded(blocks)
-    more = (ids.size - len(blocks)) * session.block_size
-    keys, values = (pad(x, (0, 0, 0, 0, 0, more)) for x in (blob.keys, blob.values))
-    whole = KVBlob(keys=keys, values=values, heads=blob.heads)
-    with torch.inference_mode():
-        session.cache = session.backend.kv.import_blocks(session.cache, group, ids, whole)
-
-
-def copy(session: Session, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-    """Each of `sources` to its target; padding copies the null block onto itself."""
-    pairs = np.ascontiguousarray(np.stack((padded(sources), padded(targets)), axis=1))
-    with torch.inference_mode():
-        session.cache = session.backend.kv.copy_blocks(session.cache, group, pairs)
+def filled_blob(group: KVGroup, num_tokens: int, value: float) -> KVBlob:
+    """Of which each number is worth `value`."""
+    size = (len(group.layers), num_tokens, group.num_kv_heads)
+    dtype = torch_dtype(group.dtype)
+    is_scaled = dtype == torch.int8
+    number = 1 if is_scaled else value
+    return KVBlob(
+        keys=torch.full((*size, group.head_size), number, dtype=dtype),
+        values=torch.full((*size, group.value_size), number, dtype=dtype),
+        heads=(0, group.num_kv_heads),
+        key_scales=torch.full(size, value) if is_scaled else None,
+        value_scales=torch.full(size, value) if is_scaled else None,
+    )
 
 
 def tokens(blob: KVBlob, first: int, end: int) -> KVBlob:
     """Those of `blob` from `first` up to `end`."""
-    return KVBlob(keys=blob.keys[:, first:end], values=blob.values[:, first:end], heads=blob.heads)
+    return _each(lambda x: x[:, first:end], blob)
 
 
 def blocks_of(blob: KVBlob, indices: Sequence[int], block_size: int) -> KVBlob:
@@ -58,43 +65,45 @@ def blocks_of(blob: KVBlob, indices: Sequence[int], block_size: int) -> KVBlob:
         paged = x.reshape(x.shape[0], -1, block_size, *x.shape[2:])
         return paged.index_select(1, at).flatten(1, 2)
 
-    return KVBlob(keys=taken(blob.keys), values=taken(blob.values), heads=blob.heads)
+    return _each(taken, blob)
 
 
-def everything(session: Session) -> list[KVBlob]:
-    """Per KV group, all blocks but the null block."""
-    return [_all_blocks(session, group) for group in range(len(session.plans))]
+def followed_by_zeros(blob: KVBlob, num_tokens: int) -> KVBlob:
+    """With so many tokens more."""
+    return _each(lambda x: torch.cat((x, x.new_zeros(len(x), num_tokens, *x.shape[2:])), 1), blob)
 
 
-def expect_same(found: KVBlob, wanted: KVBlob, what: str) -> None:
-    """Bit by bit, but for the bits of a nan."""
-    for name in ("keys", "values"):
+def joined(blobs: Sequence[KVBlob]) -> KVBlob:
+    """One after the other."""
+    return _each(lambda *parts: torch.cat(parts, 1), *blobs)
+
+
+def expect_same(found: KVBlob, wanted: KVBlob, what: str, *, near: float = 0.0) -> None:
+    """Bit by bit, but for the bits of a nan, and scales that are `near` as a share of themselves."""
+    for name in ("keys", "values", "key_scales", "value_scales"):
         x, y = getattr(found, name), getattr(wanted, name)
+        assert (x is None) == (y is None), f"{name} of {what} are there, or should be"
+        if x is None:
+            continue
         assert x.dtype == y.dtype, f"{name} of {what} are {x.dtype}, not {y.dtype}"
         assert x.shape == y.shape, f"{name} of {what} have shape {x.shape}, not {y.shape}"
-        differ = int(((x != y) & ~(x.isnan() & y.isnan())).sum())
-        assert not differ, f"{differ} of {x.numel()} {name} of {what} differ"
+        differ = (x != y) & ~(x.isnan() & y.isnan())
+        if name.endswith("scales"):
+            differ &= ~((x - y).abs() <= near * y.abs())
+        count = int(differ.sum())
+        assert not count, f"{count} of {x.numel()} {name} of {what} differ"
 
 
-def expect_kept(
-    session: Session, before: Sequence[KVBlob], changed: Mapping[int, Sequence[int]]
-) -> None:
-    """All is as `everything` said `before`, but for the null block and the blocks `changed`, by group."""
-    for group, blob in enumerate(before):
-        excepted = changed.get(group, ())
-        kept = [n for n in range(session.num_blocks - 1) if n + 1 not in excepted]
-        found = blocks_of(_all_blocks(session, group), kept, session.block_size)
-        wanted = blocks_of(blob, kept, session.block_size)
-        expect_same(found, wanted, f"blocks of group {group} that should be as they were")
+def _each(change: Callable[..., Tensor], *blobs: KVBlob) -> KVBlob:
+    """`change` of what the blobs hold, part by part."""
 
+    def changed(*parts: Tensor | None) -> Tensor | None:
+        return None if parts[0] is None else change(*parts)
 
-def _all_blocks(session: Session, group: int) -> KVBlob:
-    blocks = range(1, session.num_blocks)
-    parts = [
-        session.export(group, blocks[first : first + 64]) for first in range(0, len(blocks), 64)
-    ]
     return KVBlob(
-        keys=torch.cat([part.keys for part in parts], 1),
-        values=torch.cat([part.values for part in parts], 1),
-        heads=parts[0].heads,
+        keys=change(*(blob.keys for blob in blobs)),
+        values=change(*(blob.values for blob in blobs)),
+        heads=blobs[0].heads,
+        key_scales=changed(*(blob.key_scales for blob in blobs)),
+        value_scales=changed(*(blob.value_scales for blob in blobs)),
     )

@@ -14,10 +14,10 @@ from ..errors import TooLarge
 from ..kv_cache import Cache, KVBlob, KVPlan
 from ..options import EngineOptions, ModelSpec
 from ..plugin import Launch, Plugin
-from ..reference.dtypes import torch_dtype
 from ..runtime import Pending
 from ..shapes import BatchShape, Bucket, Phase
 from ..step import F32, I32, Prepared, StepBatch, StepInputs, StepOutput
+from .blobs import filled_blob, tokens
 from .modules import Compute, Draw, DrawStep, Reader, ReadStep
 from .rows import Logits, Row, build_batch, padded
 from .watch import Watch
@@ -175,22 +175,16 @@ class Session:
             self.cache = self.backend.kv.allocate(self.plans)
 
     def fill(self, value: float) -> None:
-        """Every block of every group, the null block too, holds `value`."""
+        """Every number of every group, the null block's too, is worth `value`."""
         for group in range(len(self.plans)):
             self.overwrite(group, range(self.num_blocks), value)
 
     def overwrite(self, group: int, blocks: Sequence[int], value: float) -> None:
-        """Each of `blocks` holds `value`."""
+        """Each number of `blocks` is worth `value`."""
         held = self.launch.model.groups[group]
         for first in range(0, len(blocks), 64):
             ids = padded(blocks[first : first + 64])
-            size = (len(held.layers), ids.size * self.block_size, held.num_kv_heads)
-            dtype = torch_dtype(held.dtype)
-            blob = KVBlob(
-                keys=torch.full((*size, held.head_size), value, dtype=dtype),
-                values=torch.full((*size, held.value_size), value, dtype=dtype),
-                heads=(0, held.num_kv_heads),
-            )
+            blob = filled_blob(held, ids.size * self.block_size, value)
             with torch.inference_mode():
                 self.cache = self.backend.kv.import_blocks(self.cache, group, ids, blob)
 
@@ -198,8 +192,7 @@ class Session:
         """The tokens of `blocks`, exactly."""
         with torch.inference_mode():
             found = self.backend.kv.export_blocks(self.cache, group, padded(blocks)).result()
-        count = len(blocks) * self.block_size
-        return KVBlob(keys=found.keys[:, :count], values=found.values[:, :count], heads=found.heads)
+        return tokens(found, 0, len(blocks) * self.block_size)
 
     def _model(self, reader: Reader, prepared: Prepared) -> Tensor:
         model = self._wrap("model", reader, lambda: reader)

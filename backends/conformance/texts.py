@@ -147,9 +147,9 @@ class Texts:
 
     @property
     def tolerance(self) -> str:
-        """The coarsest dtype in use, whose tolerance holds."""
+        """The coarsest dtype in use, whose tolerance holds; float8 is held exactly as the oracle has it."""
         used = {self.session.launch.options.dtype, *(group.dtype for group in self.groups)}
-        return next(name for name in ("bfloat16", "float16", "float32") if name in used)
+        return next(name for name in ("bfloat16", "float16", "int8", "float32") if name in used)
 
     def _steps(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
         """`parts` in as few steps as the policy allows; decode rows first."""

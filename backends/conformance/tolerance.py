@@ -38,6 +38,12 @@ TOLERANCES: Mapping[str, Tolerance] = {
         relative=2.5e-3,
         reason="as bfloat16, with 11 bits of mantissa: an eighth of it",
     ),
+    "int8": Tolerance(
+        absolute=2.5e-3,
+        relative=2.5e-3,
+        reason="of a cache whose numbers are the oracle's and whose scales may be held in float16: a 2048th of each "
+        "key and value of order 1",
+    ),
 }
 
 
