@@ -1,0 +1,1 @@
+"""A backend that counts on beads: what a plugin for chipset looks like."""
