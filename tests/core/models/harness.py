@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chipset.backends.backend import Backend
+from chipset.backends.collectives import Collectives
 from chipset.backends.kv_cache import KVBlob, KVPlan
 from chipset.backends.options import EngineOptions, ModelSpec
 from chipset.backends.plugin import Launch, WorkerSpec
@@ -30,6 +31,7 @@ from chipset.core.models.build import build_decoder
 from chipset.core.models.config import ModelConfig
 from chipset.core.models.decoder import Decoder
 from chipset.core.models.families import load_config
+from chipset.core.models.shard import WHOLE, Shard
 from chipset.core.models.spec import model_spec
 from chipset.core.models.tensors import checkpoint_layout
 from chipset.plugins.cpu.plugin import CPUPlugin
@@ -171,9 +173,12 @@ class Session:
         dtype: str = "float32",
         max_context: int = MAX_CONTEXT,
         weights: Weights = lambda stream: stream,
+        shard: Shard = WHOLE,
+        comm: Collectives | None = None,
     ) -> None:
-        self.spec = model_spec(config, dtype=dtype, max_context=max_context)
+        self.spec = model_spec(config, dtype=dtype, max_context=max_context, shard=shard)
         self.backend = cpu_backend(self.spec)
+        self.backend.comm = comm or self.backend.comm
         layout = checkpoint_layout(config)
         known = layout.tensors.keys() | {
             layer.stack.tensor for layer in layout.layers.values() if layer.stack is not None
@@ -184,7 +189,7 @@ class Session:
             if layout.canonical(name) in known
         )
         with torch.inference_mode():
-            built = build_decoder(config, self.spec, self.backend, wanted)
+            built = build_decoder(config, self.spec, self.backend, wanted, shard=shard)
             self.model: Decoder = built.model
             self.step = self.backend.compiler.wrap("model", self.model)
             self.tables, self.cache = self._allocate(num_rows=2, max_context=max_context)
