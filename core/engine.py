@@ -12,9 +12,9 @@ import numpy as np
 from ..backends.plugin import Plugin
 from ..backends.step import StepOutput
 from .errors import InvalidRequest
+from .executors.executor import Executor
 from .messages import Ready, Stats, Submit, Token, Tokens
 from .request import FinishReason, Request
-from .runner import Runner
 from .scheduler import Scheduler, Step
 
 RELAX_STEPS = 128
@@ -30,7 +30,7 @@ class Engine:
     def __init__(
         self,
         plugin: Plugin,
-        runner: Runner,
+        runner: Executor,
         scheduler: Scheduler,
         ready: Ready,
         *,
@@ -139,7 +139,7 @@ class Engine:
         self.scheduler.kv.check(tables)
 
     def close(self) -> None:
-        """Leave the device."""
+        """Leave the devices."""
         self.runner.close()
 
     def _check(self, submit: Submit) -> None:

@@ -16,6 +16,7 @@ ChipsetError
 ├── Overloaded                   too many requests at once (429)
 ├── RequestFailed                a step failed for this request alone
 └── EngineDied                   the engine process is gone
+    └── WorkerDied               one of its workers is gone, or has stopped
 """
 
 from __future__ import annotations
@@ -101,5 +102,11 @@ class RequestFailed(ChipsetError):
 
 class EngineDied(ChipsetError):
     """The engine process is gone."""
+
+    exit_code = 13
+
+
+class WorkerDied(EngineDied):
+    """One of the engine's workers is gone, or has stopped: the engine ends with it."""
 
     exit_code = 13

@@ -24,6 +24,10 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
     files: ModelFiles
     backend: str
     options: EngineOptions
+    quantize: str | None = None
+    """Name of the format of the weights; None: as the checkpoint says."""
+    sharded: bool = False
+    """Over all devices that there are, whatever options.parallel says."""
     prefix_cache: bool = True
     preempt_every: int = 0
     """Testing: preempt a running request every n steps; 0 = never."""
@@ -92,6 +96,15 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     features: list[str]
     """Capabilities.features"""
     weight_bytes: int
+    """Of parameters and buffers that rank 0 holds, as they lie on the device."""
+    rank_weight_bytes: list[int] = []
+    """The same of every rank."""
+    kernels: dict[str, int] = {}
+    """Linear layers by kind of weight and kernel."""
+    dequantised: dict[str, int] = {}
+    """Layers that the checkpoint holds packed and the device holds plain, by reason."""
+    dequantised_bytes: int = 0
+    """That these take more than packed, on each device."""
     reasons: dict[str, str]
 
 

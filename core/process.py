@@ -27,7 +27,6 @@ from .messages import (
     EngineLaunch,
     Event,
     Fatal,
-    Progress,
     Rejected,
     StepDone,
     Stop,
@@ -36,9 +35,11 @@ from .messages import (
     decode_launch,
     encode,
 )
+from .progress import ProgressReport
 
 STATS_INTERVAL_S = 0.5
-PROGRESS_INTERVAL_S = 0.1
+CHECK_INTERVAL_S = 0.5
+"""Between two looks at the workers of an engine that has nothing to do."""
 
 
 class Channel:
@@ -62,10 +63,12 @@ class Channel:
         """Never blocks: the API process bounds what it keeps for slow readers."""
         self._events.send(encode(event))
 
-    def receive(self, *, wait: bool) -> bytes | None:
-        """The next command, or None when there is none and `wait` is off."""
+    def receive(self, wait_s: float = 0.0) -> bytes | None:
+        """The next command, or None when none comes within `wait_s`."""
+        if wait_s and not self._commands.poll(int(1000 * wait_s)):
+            return None
         try:
-            return self._commands.recv(0 if wait else zmq.NOBLOCK)
+            return self._commands.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
 
@@ -101,10 +104,14 @@ class EngineLoop:
     def _receive(self) -> None:
         """All commands that are there; waits for one when there is nothing to run."""
         while not self._stopped:
-            frame = self.channel.receive(wait=self.engine.is_idle)
-            if frame is None:
+            is_idle = self.engine.is_idle
+            frame = self.channel.receive(CHECK_INTERVAL_S if is_idle else 0.0)
+            if frame is not None:
+                self._obey(frame)
+            elif is_idle:
+                self.engine.runner.check()
+            else:
                 return
-            self._obey(frame)
             if self.engine.is_idle:
                 self._send_stats()
 
@@ -137,21 +144,6 @@ class EngineLoop:
         self._was_busy = not idle
 
 
-class ProgressReport:
-    """Forwards progress, at most ten times a second and at each end."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._due = 0.0
-
-    def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
-        """A start-up phase has come so far."""
-        now = time.monotonic()
-        if done == total or now >= self._due:
-            self._channel.send(Progress(phase, done, total, unit))
-            self._due = now + PROGRESS_INTERVAL_S
-
-
 def main() -> int:
     """Exit code: 0 after Stop, the error's own when the start failed, 1 when a step did."""
     # Ctrl-C reaches the whole process group; the API process decides when this one ends
@@ -173,7 +165,7 @@ def _serve(launch: EngineLaunch, channel: Channel) -> int:
         # imported here, so that the parent's death is noticed while torch loads
         from .startup import start_engine
 
-        engine = start_engine(launch, ProgressReport(channel))
+        engine = start_engine(launch, ProgressReport(channel.send))
     except Exception as error:  # whatever it is, the API process must hear of it
         failed = told(error)
         channel.send(failed)

@@ -1,4 +1,7 @@
-"""Runner: the half of the engine beside the device. StepBatch -> prepare -> model -> draw -> fetch."""
+"""Runner: the half of the engine beside the device, and the Executor of a world of one.
+
+StepBatch -> prepare -> model -> draw -> fetch
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,23 @@ import torch
 from torch import nn
 
 from ..backends.backend import Backend
-from ..backends.compiler import CompileReport
 from ..backends.errors import UnexpectedCompile
 from ..backends.kv_cache import Cache, KVPlan
 from ..backends.options import SamplingParams
 from ..backends.plugin import Launch
 from ..backends.runtime import ErrorClass, Pending
 from ..backends.shapes import BatchShape, Bucket, Phase
-from ..backends.step import I32, StepBatch, StepInputs, StepOutput
+from ..backends.step import StepBatch, StepInputs, StepOutput
 from .batch import BatchBuilder
+from .executors.executor import Reset
 from .kv_cache.manager import BlockTable
 from .messages import Submit
+from .models.report import WeightReport
 from .request import Request
 from .scheduler import Row
 
 FIRST_STEPS = {Phase.PREFILL: 8, Phase.DECODE: 1}
 """Tokens of the steps run before the first request where shapes are dynamic: libraries set themselves up there."""
-
-Reset = tuple[int, I32 | None]
-"""A request slot and what KVCache.reset_slot gets for it."""
 
 
 class Draw(nn.Module):
@@ -62,9 +63,12 @@ class FusedStep(nn.Module):
 class Runner:
     """One worker: a backend, a model and its cache. One thread drives it."""
 
-    def __init__(self, backend: Backend, launch: Launch, model: nn.Module) -> None:
+    def __init__(
+        self, backend: Backend, launch: Launch, model: nn.Module, report: WeightReport
+    ) -> None:
         self.backend = backend
         self.launch = launch
+        self.weights: Sequence[WeightReport] = (report,)
         self.builder = BatchBuilder(
             launch.model,
             launch.options,
@@ -120,18 +124,17 @@ class Runner:
         return self.backend.runtime.classify(error)
 
     @torch.inference_mode()
-    def warm_up(self, num_blocks: int, progress: Callable[[int, int], None]) -> CompileReport:
+    def warm_up(self, num_blocks: int, progress: Callable[[int, int], None]) -> None:
         """Compile what will be needed, then promise that nothing more is."""
         runs = self._warm_up_runs(num_blocks)
         sink = self.launch.options.max_batch_rows
         self.reset((sink, None))
         if "penalties" in self.launch.capabilities.features:
             self.reset((sink, np.zeros(self.launch.model.vocab_size, np.int32)))
-        report = self.backend.compiler.warm_up(
+        self.backend.compiler.warm_up(
             runs, self._run_padding, lambda done: progress(done, len(runs))
         )
         self._frozen.enter_context(self.backend.compiler.freeze())
-        return report
 
     @torch.inference_mode()
     def step(self, batch: StepBatch, resets: Sequence[Reset] = ()) -> StepOutput | None:
@@ -149,6 +152,9 @@ class Runner:
     def counters(self) -> dict[str, float]:
         """What the backend counts itself, by name."""
         return dict(self.backend.telemetry.counters())
+
+    def check(self) -> None:
+        """Nothing to look at: this worker is in the engine's own process."""
 
     def close(self) -> None:
         """Free the cache and leave the device."""

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-
-from ..backends.backend import check_members
 from ..backends.options import EngineOptions
-from ..backends.plugin import Launch
 from ..backends.registry import Registry, Selection
 from .engine import Engine
 from .errors import NotEnoughMemory
+from .executors.executor import Executor, Report
+from .executors.start import start_executor
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.sizing import KVSize, size_groups
-from .loading.weights import open_weights
 from .messages import EngineLaunch, Ready
-from .models.build import build_decoder
-from .models.config import ModelConfig
 from .models.families import load_config
-from .models.spec import model_spec
-from .runner import Runner
+from .plan import all_devices, plan_launches
 from .scheduler import Scheduler
-
-Report = Callable[[str, int, int, str], None]
-"""phase, done, total, unit"""
+from .worker import human_size
 
 
 def start_engine(
     launch: EngineLaunch, report: Report, selection: Selection | None = None
 ) -> Engine:
     """Load the model and size its cache. Raises a ChipsetError with the cause and the cure."""
-    selection = selection or Registry.discover().select(launch.backend)
+    registry = Registry.discover()
+    selection = selection or registry.select(launch.backend)
+    plugin, probe = selection.plugin, selection.probe
     config = load_config(launch.files.config)
-    worker = _plan(selection, config, launch.options)
-    runner = _load(worker, selection, config, launch, report)
+    asked = all_devices(launch.options, plugin, probe) if launch.sharded else launch.options
+    launches = plan_launches(plugin, [probe], config, asked)
+    name = plugin.info.name
+    formats = registry.formats(name) if name in registry.names else ()
+    runner = start_executor(
+        launches, plugin, config, launch.files, launch.quantize, formats, report
+    )
     try:
         size = _size_cache(runner, launch.options)
         runner.allocate(size.num_blocks)
@@ -42,6 +39,7 @@ def start_engine(
     except BaseException:
         runner.close()
         raise
+    worker = runner.launch
     options = worker.options
     kv = KVCacheManager(
         worker.model.groups,
@@ -58,66 +56,10 @@ def start_engine(
         num_slots=options.max_batch_rows,
         max_context=ready.max_context,
     )
-    return Engine(selection.plugin, runner, scheduler, ready, preempt_every=launch.preempt_every)
+    return Engine(plugin, runner, scheduler, ready, preempt_every=launch.preempt_every)
 
 
-def _plan(selection: Selection, config: ModelConfig, options: EngineOptions) -> Launch:
-    """Everything that is decided before a device is touched."""
-    plugin, probe = selection.plugin, selection.probe
-    capabilities = plugin.capabilities(probe)
-    workers = plugin.worker_plan(options.parallel, [probe])
-    asked = model_spec(config, dtype="float32", kv_dtype="float32")
-    resolved = plugin.resolve(options, asked, capabilities)
-    spec = model_spec(
-        config,
-        dtype=resolved.dtype,
-        kv_dtype=resolved.dtype if resolved.kv_dtype == "auto" else resolved.kv_dtype,
-        max_context=resolved.max_context,
-    )
-    return Launch(
-        plugin=plugin.info.name,
-        worker=workers[0],
-        world_size=1,
-        rendezvous="",
-        groups={"tensor": (0,)},
-        capabilities=capabilities,
-        options=resolved,
-        model=spec,
-        shapes=plugin.shapes(resolved, spec),
-    )
-
-
-def _load(
-    worker: Launch,
-    selection: Selection,
-    config: ModelConfig,
-    launch: EngineLaunch,
-    report: Report,
-) -> Runner:
-    backend = selection.plugin.create(worker)
-    check_members(backend)
-    try:
-        with torch.inference_mode():
-            built = build_decoder(
-                config,
-                worker.model,
-                backend,
-                open_weights(launch.files),
-                progress=lambda done, total: report("load", done, total, "B"),
-            )
-    except MemoryError:
-        backend.close()
-        raise NotEnoughMemory(
-            f"the weights need {_size(worker.model.weight_bytes)} and do not fit; take a smaller "
-            "model, or --dtype bfloat16"
-        ) from None
-    except BaseException:
-        backend.close()
-        raise
-    return Runner(backend, worker, built.model)
-
-
-def _size_cache(runner: Runner, asked: EngineOptions) -> KVSize:
+def _size_cache(runner: Executor, asked: EngineOptions) -> KVSize:
     """Blocks for what the device has left, or for --kv-cache-memory."""
     launch = runner.launch
     options, policy = launch.options, launch.shapes.batch
@@ -133,20 +75,20 @@ def _size_cache(runner: Runner, asked: EngineOptions) -> KVSize:
     )
     if size.num_tokens < 2 * options.block_size:
         raise NotEnoughMemory(
-            f"{_size(max(budget, 0))} are left for the KV cache, which is not enough for a single "
+            f"{human_size(max(budget, 0))} are left for the KV cache, which is not enough for a single "
             "request; free memory, or take a smaller model"
         )
     if asked.max_context is not None and size.num_tokens < asked.max_context:
         raise NotEnoughMemory(
-            f"{_size(budget)} of KV cache hold {size.num_tokens} tokens, fewer than the "
+            f"{human_size(budget)} of KV cache hold {size.num_tokens} tokens, fewer than the "
             f"{asked.max_context} asked for; --max-total-tokens {size.num_tokens} fits"
         )
     return size
 
 
-def _ready(selection: Selection, runner: Runner, size: KVSize) -> Ready:
+def _ready(selection: Selection, runner: Executor, size: KVSize) -> Ready:
     launch = runner.launch
-    options, spec = launch.options, launch.model
+    options, spec, held = launch.options, launch.model, runner.weights[0]
     max_context = min(options.max_context, size.num_tokens)
     reasons = dict(options.reasons)
     if max_context < options.max_context:
@@ -168,12 +110,10 @@ def _ready(selection: Selection, runner: Runner, size: KVSize) -> Ready:
         max_logprobs=options.max_logprobs,
         max_logit_bias=options.max_logit_bias,
         features=sorted(launch.capabilities.features),
-        weight_bytes=spec.weight_bytes,
+        weight_bytes=held.held_bytes,
+        rank_weight_bytes=[one.held_bytes for one in runner.weights],
+        kernels=dict(held.kernels),
+        dequantised=dict(held.dequantised),
+        dequantised_bytes=held.dequantised_bytes,
         reasons=reasons,
     )
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes < 2**30:
-        return f"{num_bytes / 2**20:.1f} MiB"
-    return f"{num_bytes / 2**30:.1f} GiB"

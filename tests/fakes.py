@@ -118,6 +118,9 @@ class NullRunner:
     def counters(self) -> dict[str, float]:
         return {}
 
+    def check(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -25,7 +25,8 @@ from ...backends.plugin import Launch, Plugin, Probe, WorkerSpec
 from ...backends.shapes import Bucket, ShapePolicy
 from ...backends.step import StepBatch, StepOutput
 from ..engine import Engine
-from ..runner import Reset
+from ..executors.executor import Reset
+from ..runner import Runner
 
 Runs = Sequence[tuple[Bucket, frozenset[str]]]
 Fault = Callable[[StepBatch], Exception | None]
@@ -74,18 +75,20 @@ class Witness:
 
     def follow(self, engine: Engine) -> None:
         """Look at every step of `engine` from now on."""
-        run, watch = engine.runner.step, self.watch
+        runner, watch = engine.runner, self.watch
+        assert isinstance(runner, Runner), "other processes cannot be watched"
         assert watch is not None
+        run = runner.step
 
         def step(batch: StepBatch, resets: Sequence[Reset] = ()) -> StepOutput | None:
             for reset in resets:
-                engine.runner.reset(reset)
+                runner.reset(reset)
             before = watch.counts()
             output = run(batch)
             self.check(batch, output, watch.counts() - before)
             return output
 
-        engine.runner.step = step  # type: ignore[method-assign]
+        runner.step = step  # type: ignore[method-assign]
 
     def follow_compiler(self, compiler: Compiler) -> None:
         """See what `compiler` wraps, and when it is frozen."""

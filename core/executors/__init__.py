@@ -1,0 +1,1 @@
+"""Executors: one worker or many, behind the face of one."""

@@ -1,0 +1,128 @@
+"""The worker's end of a link: orders in, answers out, one runner between them."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ...backends.registry import Registry
+from ..failures import told
+from ..heartbeat import Heartbeat
+from ..models.families import load_config
+from ..progress import ProgressReport
+from ..runner import Runner
+from ..worker import load_runner, scheme_of
+from .link import Link, LinkBroken
+from .wire import (
+    Allocate,
+    Answer,
+    Beat,
+    BlockBytes,
+    Budget,
+    Close,
+    Counters,
+    Drawn,
+    Loaded,
+    Message,
+    Order,
+    ReplaceLostCache,
+    RunStep,
+    StepFailed,
+    WarmUp,
+    decode_launch,
+    decode_order,
+    encode,
+)
+
+
+def serve(link: Link) -> int:
+    """Until Close. Exit code 0, or that of the error that the start failed with. Raises LinkBroken."""
+    heartbeat = Heartbeat(lambda: _beat(link))
+    try:
+        return _serve(link)
+    finally:
+        heartbeat.close()
+
+
+def _serve(link: Link) -> int:
+    try:
+        runner = _load(link)
+    except LinkBroken:
+        raise
+    except Exception as error:  # whatever it is, the engine must hear of it
+        failed = told(error)
+        link.send(encode(failed))
+        return failed.exit_code
+    try:
+        link.send(encode(Loaded(*runner.weights)))
+        while not isinstance(order := decode_order(link.receive()), Close):
+            link.send(encode(_obey(order, runner, link)))
+    finally:
+        runner.close()
+    return 0
+
+
+def _load(link: Link) -> Runner:
+    launch = decode_launch(link.receive())
+    registry = Registry.discover()
+    plugin = registry.load(launch.plugin)
+    scheme = scheme_of(launch.files, launch.quantize, registry.formats(launch.plugin))
+    config = load_config(launch.files.config)
+    report = _progress(link)
+    return load_runner(launch.launch(plugin), plugin, config, launch.files, scheme, report)
+
+
+def _obey(order: Order, runner: Runner, link: Link) -> Message:
+    if isinstance(order, RunStep):
+        return _run(order, runner)
+    try:
+        return Answer(_value(order, runner, link))
+    except LinkBroken:
+        raise
+    except Exception as error:  # whatever it is, the engine must hear of it
+        return told(error)
+
+
+def _run(order: RunStep, runner: Runner) -> Message:
+    try:
+        output = runner.step(order.batch, order.resets)
+    except Exception as error:  # a backend may raise anything at all; it says what it means
+        failed = told(error)
+        return StepFailed(
+            kind=runner.classify(error),
+            error=failed.error,
+            message=failed.message,
+            traceback=failed.traceback,
+        )
+    # all ranks draw the same; one tells
+    is_first = runner.launch.worker.rank == 0
+    return Drawn.of(output) if output is not None and is_first else Answer()
+
+
+def _value(
+    order: Order, runner: Runner, link: Link
+) -> bool | int | list[int] | dict[str, float] | None:
+    match order:
+        case Budget():
+            return runner.budget()
+        case BlockBytes():
+            return runner.block_bytes()
+        case Allocate(num_blocks):
+            runner.allocate(num_blocks)
+        case WarmUp(num_blocks):
+            report = _progress(link)
+            runner.warm_up(num_blocks, lambda done, total: report("warm-up", done, total, ""))
+        case ReplaceLostCache():
+            return runner.replace_lost_cache()
+        case Counters():
+            return runner.counters()
+    return None
+
+
+def _progress(link: Link) -> ProgressReport:
+    return ProgressReport(lambda progress: link.send(encode(progress)))
+
+
+def _beat(link: Link) -> None:
+    # an engine that is gone is noticed elsewhere
+    with contextlib.suppress(LinkBroken):
+        link.send(encode(Beat()))
