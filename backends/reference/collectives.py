@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,24 @@ STEP_S = 8.0
 """For each exchange after that."""
 NARROW = frozenset((torch.bfloat16, torch.float16))
 """Dtypes whose sums are made in float32 and rounded once."""
-Group: TypeAlias = Any
-"""A ProcessGroupGloo, of whose members torch's stubs know few."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meeting:
+    """The ranks of a group that have met."""
+
+    index: int
+    """Of this rank in the group."""
+    size: int
+    store: PrefixStore
+    """For these ranks alone, and for this time that they met."""
+    gloo: Any
+    """A ProcessGroupGloo, of whose members torch's stubs know few."""
+
+    def said_by_all(self, key: str, said: str) -> list[str]:
+        """What each rank says under a key that is used once, in their order. Waits for all of them."""
+        self.store.set(f"said/{key}/{self.index}", said)
+        return [self.store.get(f"said/{key}/{rank}").decode() for rank in range(self.size)]
 
 
 class PeerLost(PluginError):
@@ -76,16 +93,13 @@ class GlooCollectives(RankCollectives):
         self._step = timedelta(seconds=step_s)
         self._sizes = {name: len(ranks) for name, ranks in launch.groups.items()}
         with _losing_peers(f"rank {rank} met nobody at {address} within {meet_s:g} s"):
-            self.store = connect(address, meet_s)
-            self._groups = {
-                name: _meet(self._prefixed(name, ranks, rank), ranks.index(rank), ranks, launch)
+            self._store = connect(address, meet_s)
+            self.meetings = {
+                name: self._meet(name, ranks, launch, timedelta(seconds=meet_s))
                 for name, ranks in launch.groups.items()
                 if len(ranks) > 1
             }
-            for group in self._groups.values():
-                group.set_timeout(timedelta(seconds=meet_s))
-                group.barrier().wait()
-                group.set_timeout(self._step)
+            """By the names of the groups of several ranks."""
 
     def size(self, group: str) -> int:
         """See RankCollectives.size."""
@@ -93,9 +107,9 @@ class GlooCollectives(RankCollectives):
 
     def close(self) -> None:
         """See RankCollectives.close."""
-        for group in self._groups.values():
-            group.shutdown()
-        self._groups = {}
+        for meeting in self.meetings.values():
+            meeting.gloo.shutdown()
+        self.meetings = {}
 
     def all_reduce(self, x: Tensor, group: str) -> Tensor:
         """See Collectives.all_reduce."""
@@ -120,43 +134,48 @@ class GlooCollectives(RankCollectives):
             return x
         received, sent = torch.empty_like(x, memory_format=torch.contiguous_format), x.contiguous()
         if sent.numel():
-            with self._talking(group):
-                self._groups[group].alltoall_base(_bytes(received), _bytes(sent), [], []).wait()
+            with self._talking(group) as gloo:
+                gloo.alltoall_base(_bytes(received), _bytes(sent), [], []).wait()
         return received
 
     def send(self, x: Tensor, group: str, to: int) -> None:
         """See Collectives.send."""
         if x.numel():
-            with self._talking(group):
-                self._groups[group].send([_bytes(x.contiguous())], to, 0).wait(self._step)
+            with self._talking(group) as gloo:
+                gloo.send([_bytes(x.contiguous())], to, 0).wait(self._step)
 
     def receive(self, like: Tensor, group: str, source: int) -> Tensor:
         """See Collectives.receive."""
         received = torch.empty_like(like, memory_format=torch.contiguous_format)
         if received.numel():
-            with self._talking(group):
-                self._groups[group].recv([_bytes(received)], source, 0).wait(self._step)
+            with self._talking(group) as gloo:
+                gloo.recv([_bytes(received)], source, 0).wait(self._step)
         return received
 
     def _parts(self, x: Tensor, group: str) -> Tensor:
         """[ranks, *x.shape]"""
         parts = torch.empty((self.size(group), *x.shape), dtype=x.dtype)
         if x.numel():
-            with self._talking(group):
-                self._groups[group]._allgather_base(_bytes(parts), _bytes(x.contiguous())).wait()
+            with self._talking(group) as gloo:
+                gloo._allgather_base(_bytes(parts), _bytes(x.contiguous())).wait()
         return parts
 
-    def _prefixed(self, name: str, ranks: Sequence[int], rank: int) -> PrefixStore:
-        """A part of the store for these ranks alone, and for this time that they meet."""
-        place = f"{name}/{'-'.join(map(str, ranks))}"
-        times = self.store.add(f"{place}/joined by {rank}", 1)
-        return PrefixStore(f"{place}/{times}", self.store)
+    def _meet(self, name: str, ranks: Sequence[int], launch: Launch, meet: timedelta) -> Meeting:
+        rank, place = launch.worker.rank, f"{name}/{'-'.join(map(str, ranks))}"
+        # a second backend of the same processes meets apart from the first
+        times = self._store.add(f"{place}/joined by {rank}", 1)
+        store = PrefixStore(f"{place}/{times}", self._store)
+        index, size = ranks.index(rank), len(ranks)
+        gloo = _gloo(store, index, size, meet, on_loopback=is_loopback(launch.rendezvous))
+        gloo.barrier().wait()
+        gloo.set_timeout(self._step)
+        return Meeting(index=index, size=size, store=store, gloo=gloo)
 
     @contextmanager
-    def _talking(self, group: str) -> Iterator[None]:
+    def _talking(self, group: str) -> Iterator[Any]:
         seconds = self._step.total_seconds()
         with _losing_peers(f"a rank of group {group!r} hung up or was silent for {seconds:g} s"):
-            yield
+            yield self.meetings[group].gloo
 
 
 def join(launch: Launch) -> RankCollectives:
@@ -173,15 +192,17 @@ def ordered_sum(parts: Tensor) -> Tensor:
     return total.to(parts.dtype)
 
 
-def _meet(store: PrefixStore, index: int, ranks: Sequence[int], launch: Launch) -> Group:
-    if not is_loopback(launch.rendezvous):
-        # by the interface that GLOO_SOCKET_IFNAME or the host's name says
-        return ProcessGroupGloo(store, index, len(ranks), timedelta(seconds=MEET_S))
+def _gloo(
+    store: PrefixStore, index: int, size: int, timeout: timedelta, *, on_loopback: bool
+) -> Any:
+    """A ProcessGroupGloo; across hosts by the interface that GLOO_SOCKET_IFNAME or the host's name says."""
     gloo: Any = ProcessGroupGloo
+    if not on_loopback:
+        return gloo(store, index, size, timeout)
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=LOOPBACK)]
-    options._timeout = timedelta(seconds=MEET_S)
-    return gloo(store, index, len(ranks), options)
+    options._timeout = timeout
+    return gloo(store, index, size, options)
 
 
 def _bytes(contiguous: Tensor) -> Tensor:

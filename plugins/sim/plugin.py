@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from ...backends.capabilities import Capabilities
 from ...backends.options import EngineOptions, ModelSpec, ParallelOptions, ResolvedOptions
 from ...backends.plugin import Plugin, Probe, WorkerSpec
+from ...backends.reference.native import cache_folder
 from ...backends.reference.resolve import Default, Defaults, resolve
 from ...backends.reference.workers import sharing_hosts
 
@@ -33,7 +33,7 @@ class SimPlugin(Plugin):
 
     def probe(self) -> Probe:
         """Wants a C++ compiler, or the library that one built before."""
-        can_load = shutil.which("g++") is not None or any(_cache().glob("build/*/*.so"))
+        can_load = shutil.which("g++") is not None or any(cache_folder().glob("build/*/device.so"))
         return Probe(
             available=can_load,
             num_devices=NUM_DEVICES,
@@ -76,8 +76,3 @@ class SimPlugin(Plugin):
                 max_context=Default(value=self.max_context, reason=simulated),
             ),
         )
-
-
-def _cache() -> Path:
-    named = os.environ.get("CHIPSET_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "chipset"
