@@ -21,7 +21,7 @@ def split_nibbles(packed: Tensor) -> Tensor:
 def split_words(words: Tensor, bits: int) -> Tensor:
     """i32 [..., W] -> u8 [..., W * 32 / bits], the lowest bits first; `bits` is 4 or 8."""
     # torch serves little-endian machines only, where a word's lowest byte comes first
-    octets = words.contiguous().view(torch.uint8)
+    octets = words.reshape(-1).view(torch.uint8).view(*words.shape[:-1], -1)
     return octets if bits == 8 else split_nibbles(octets)
 
 

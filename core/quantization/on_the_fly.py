@@ -21,7 +21,7 @@ from .modules import is_listed, plain_everywhere
 from .numbers import join_nibbles
 
 _GROUPS = (64, 32, 16)
-"""The largest that divides a row is taken. A rank's part of a row is mostly a multiple of 64: its groups are the same."""
+"""The largest that divides a row is taken. A rank's part of one is mostly a multiple of 64: its groups are the same."""
 
 
 class OnTheFlyFormat(CheckpointFormat):
