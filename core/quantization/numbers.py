@@ -20,8 +20,10 @@ def split_nibbles(packed: Tensor) -> Tensor:
 
 def split_words(words: Tensor, bits: int) -> Tensor:
     """i32 [..., W] -> u8 [..., W * 32 / bits], the lowest bits first; `bits` is 4 or 8."""
+    # a copy, for what has one row or column counts as contiguous whatever its strides are
+    words = words.new_empty(words.shape).copy_(words)
     # torch serves little-endian machines only, where a word's lowest byte comes first
-    octets = words.reshape(-1).view(torch.uint8).view(*words.shape[:-1], -1)
+    octets = words.view(torch.uint8)
     return octets if bits == 8 else split_nibbles(octets)
 
 
