@@ -15,6 +15,8 @@ def engine_launch(settings: ServerSettings, files: ModelFiles) -> EngineLaunch:
         files=files,
         backend=settings.backend,
         options=settings.engine_options,
+        quantize=settings.quantize,
+        sharded=bool(settings.sharded) and settings.num_shard is None,
         prefix_cache=not settings.no_prefix_cache,
         preempt_every=settings.debug_preempt_every,
     )

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 ENGINE_FIELDS = frozenset(
     {
-        "revision", "backend", "dtype", "kv_cache_dtype", "block_size", "max_total_tokens",
-        "max_batch_prefill_tokens", "kv_cache_memory", "memory_utilisation", "debug",
+        "revision", "backend", "dtype", "kv_cache_dtype", "block_size", "quantize", "num_shard",
+        "sharded", "max_total_tokens", "max_batch_prefill_tokens", "kv_cache_memory", "memory_utilisation", "debug",
     }
 )  # fmt: skip
 """The flags of `serve` that `run` takes too."""

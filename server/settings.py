@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
-from ..backends.options import BACKENDS, EngineOptions
+from ..backends.options import BACKENDS, EngineOptions, ParallelOptions
+from ..core.quantization.names import QUANTIZE_NAMES
 
 T = TypeVar("T")
 
@@ -190,6 +191,18 @@ class ServerSettings:
         "--kv-cache-dtype", parse=kv_dtype, metavar="NAME", default="auto",
         help="of the KV cache: " + ", ".join(KV_DTYPES) + "; auto is the model's",
     )  # fmt: skip
+    quantize: str | None = _flag(
+        "--quantize", parse=not_empty, metavar="NAME",
+        help=f"how weights are packed: {', '.join(QUANTIZE_NAMES)} or a plugin's; default: as the checkpoint says",
+    )  # fmt: skip
+    num_shard: int | None = _flag(
+        "--num-shard", "--tensor-parallel-size", parse=whole_number(1, 4096), metavar="N",
+        help="devices that share the model; default: 1",
+    )  # fmt: skip
+    sharded: bool | None = _flag(
+        "--sharded", parse=on, metavar="BOOL",
+        help="true: over all devices that the backend finds, or --num-shard of them; false: on one",
+    )  # fmt: skip
     block_size: int | None = _flag(
         "--block-size", parse=whole_number(1, 4096), metavar="N", help="tokens in a KV block"
     )
@@ -275,6 +288,7 @@ class ServerSettings:
             max_batch_rows=self.max_batch_size,
             kv_bytes=self.kv_cache_memory,
             memory_utilisation=self.memory_utilisation,
+            parallel=ParallelOptions(tensor=self.num_shard or 1),
         )
 
 
@@ -304,4 +318,14 @@ def build_settings(
         except ValueError as error:
             shown = "" if name == "api_key" else f" not {value!r};"
             raise ValueError(f"{origin}:{shown} give {error}") from None
-    return ServerSettings(**values)
+    settings = ServerSettings(**values)
+    _check_shards(settings)
+    return settings
+
+
+def _check_shards(settings: ServerSettings) -> None:
+    """Raises ValueError where --sharded and --num-shard say different things."""
+    number, sharded = settings.num_shard, settings.sharded
+    if sharded is not None and number is not None and sharded != (number > 1):
+        told = str(sharded).lower()
+        raise ValueError(f"--sharded {told} and --num-shard {number} disagree; give one of them")

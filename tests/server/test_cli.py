@@ -8,8 +8,11 @@ import pytest
 
 from chipset import __version__
 from chipset.server.cli import COMMANDS
+from chipset.server.launch import engine_launch
 from chipset.server.parser import CommandLine, UsageError, read_settings
 from chipset.server.settings import ServerSettings, flags, size
+
+from .fakes import FILES
 
 HEAVY = ("torch", "transformers", "fastapi", "numpy", "huggingface_hub", "tokenizers")
 
@@ -173,3 +176,30 @@ def test_an_api_key_is_never_repeated() -> None:
     with pytest.raises(UsageError) as caught:
         settings("serve", "--api-key", "s3cret", "--port", "x")
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number", "sharded"),
+    [
+        ([], 1, False),
+        (["--num-shard", "4"], 4, False),
+        (["--tensor-parallel-size", "2"], 2, False),
+        (["--sharded", "true"], 1, True),
+        (["--sharded", "true", "--num-shard", "2"], 2, False),
+        (["--sharded", "false"], 1, False),
+        (["--sharded", "false", "--num-shard", "1"], 1, False),
+    ],
+)
+def test_shards_are_told_to_the_engine(arguments: list[str], number: int, sharded: bool) -> None:
+    launch = engine_launch(settings("serve", *arguments), FILES)
+    assert (launch.options.parallel.tensor, launch.sharded) == (number, sharded)
+
+
+@pytest.mark.parametrize(("sharded", "number"), [("true", "1"), ("false", "2")])
+def test_shard_flags_that_disagree_are_refused(sharded: str, number: str) -> None:
+    with pytest.raises(UsageError, match=f"--sharded {sharded} and --num-shard {number} disagree"):
+        settings("serve", "--sharded", sharded, CHIPSET_NUM_SHARD=number)
+
+
+def test_the_format_of_the_weights_is_told_to_the_engine() -> None:
+    assert engine_launch(settings("run", "--quantize", "int8"), FILES).quantize == "int8"
