@@ -52,7 +52,7 @@ def to_words(numbers: Ints, bits: int, order: Sequence[int] | None = None) -> Te
     words = words[:, :, list(order or range(per_word))]
     shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
     found = np.bitwise_or.reduce(words << shifts, axis=2).astype(np.uint32)
-    return torch.from_numpy(found.view(np.int32))
+    return torch.from_numpy(np.ascontiguousarray(found).view(np.int32))
 
 
 def round_groups(

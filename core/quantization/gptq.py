@@ -3,8 +3,9 @@
     qweight i32 [K * bits / 32, N]   qzeros i32 [G, N * bits / 32]   scales f16 [G, N]   g_idx i32 [K]
 
 A word holds inputs (qweight) or outputs (qzeros) one after the other from its lowest bits up. g_idx is the group of
-each input. A number is scale * (q - zero); what is stored as zero is one less in checkpoint_format gptq, modulo
-2 ** bits, and itself in gptq_v2. Sources: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py; GPTQModel 7.7.
+each input. A number is scale * (q - zero). Zero points are stored as they are in checkpoint_format gptq_v2, less one in
+gptq: AutoGPTQ takes it from each, modulo 2 ** bits, and GPTQModel from whole words, where a 0 borrows from the next.
+Sources: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py; GPTQModel 7.7, utils/model.py.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class GptqFormat(CheckpointFormat):
             desc_act=fields.boolean("desc_act", default=True),
             symmetric=fields.boolean("sym", default=False),
             one_less=layout == "gptq",
+            by_words="gptqmodel" in _quantizer(fields),
         )
         return GptqScheme(settings, fields.texts("modules_to_not_convert"))
 
@@ -81,6 +83,8 @@ class GptqSettings:
     """All zero points are in the middle."""
     one_less: bool
     """Zero points are stored so."""
+    by_words: bool
+    """One was taken from each number of a word at once."""
 
 
 class GptqScheme(Scheme):
@@ -130,10 +134,8 @@ class GptqScheme(Scheme):
         scales = finite("scales", stored(tensors, "scales"))
         num_groups = scales.shape[0]
         check_shape("scales", scales, (num_groups, num_outputs), "qweight")
-        zeros = split_words(stored(tensors, "qzeros"), bits)
+        zeros = self._zeros(stored(tensors, "qzeros"))
         check_shape("qzeros", zeros, (num_groups, num_outputs), "scales")
-        if self._settings.one_less:
-            zeros = (zeros + 1) & (2**bits - 1)
         groups = self._groups(tensors, num_inputs, num_groups)
         middle = 2 ** (bits - 1)
         is_symmetric = self._settings.symmetric and bool((zeros == middle).all())
@@ -144,6 +146,14 @@ class GptqScheme(Scheme):
         if bits == 8:
             numbers = numbers.view(torch.int8) ^ -128
         return _canonical(form, numbers, groups, values)
+
+    def _zeros(self, words: Tensor) -> Tensor:
+        """i32 [G, N * bits / 32] -> u8 [G, N]"""
+        bits, one_less = self._settings.bits, self._settings.one_less
+        if one_less and self._settings.by_words:
+            return split_words(words + (0x1111_1111 if bits == 4 else 0x0101_0101), bits)
+        zeros = split_words(words, bits)
+        return (zeros + 1) & (2**bits - 1) if one_less else zeros
 
     def _groups(self, tensors: Mapping[str, Tensor], num_inputs: int, num_groups: int) -> Tensor:
         """i64 [K]"""
@@ -168,6 +178,13 @@ class GptqScheme(Scheme):
         if int(groups.min()) < 0 or int(groups.max()) >= num_groups:
             raise ValueError(f"g_idx holds groups beyond 0 to {num_groups - 1}, which scales has")
         return groups
+
+
+def _quantizer(fields: Fields) -> str:
+    """What wrote the checkpoint, where it says so."""
+    meta = fields.section("meta")
+    found = None if meta is None else meta.value("quantizer")
+    return str(found).lower()
 
 
 def _canonical(

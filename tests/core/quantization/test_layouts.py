@@ -46,21 +46,29 @@ def gptq_words(zeros: int) -> dict[str, torch.Tensor]:
 
 def test_gptq_puts_the_first_input_lowest_and_stores_zero_points_less_one() -> None:
     """Output 0 has stored 3 and output 1 has 5: they are 4 and 6."""
-    found = dequantise(GptqFormat().read(GPTQ).pack("layer", gptq_words(0x0000_0053)))
+    found = dequantise(GptqFormat().read(GPTQ).pack("layer", gptq_words(0x53)))
     assert found[0].tolist() == [q - 4 for q in range(8)]
     assert found[1].tolist() == [2 * (15 - q - 6) for q in range(8)]
 
 
 def test_gptq_v2_stores_zero_points_as_they_are() -> None:
     config = GPTQ | {"checkpoint_format": "gptq_v2"}
-    found = dequantise(GptqFormat().read(config).pack("layer", gptq_words(0x0000_0053)))
+    found = dequantise(GptqFormat().read(config).pack("layer", gptq_words(0x53)))
     assert found[0].tolist() == [q - 3 for q in range(8)]
     assert found[1].tolist() == [2 * (15 - q - 5) for q in range(8)]
 
 
 def test_the_zero_point_0_less_one_is_15() -> None:
-    found = dequantise(GptqFormat().read(GPTQ).pack("layer", gptq_words(0x0000_000F)))
+    found = dequantise(GptqFormat().read(GPTQ).pack("layer", gptq_words(0xF)))
     assert found[0].tolist() == list(range(8))
+
+
+def test_gptqmodel_takes_one_from_whole_words() -> None:
+    """Zero points 0 and 5 are 0x50; less 0x11 that is 0x3F, for the 0 borrows from the 5."""
+    config = GPTQ | {"meta": {"quantizer": ["gptqmodel:5.0.0"]}}
+    found = dequantise(GptqFormat().read(config).pack("layer", gptq_words(0x3F)))
+    assert found[0].tolist() == list(range(8))
+    assert found[1].tolist() == [2 * (15 - q - 5) for q in range(8)]
 
 
 def test_gptq_of_8_bits_counts_from_0_to_255() -> None:
