@@ -8,6 +8,7 @@ from .kv_cache import KVCacheSuite
 from .ops import OpsSuite
 from .plugin import PluginSuite
 from .quantization import LinearSuite
+from .quantization_packed import PackedSuite
 from .sampler import SamplerSuite
 from .shapes import ShapesSuite
 from .slots import SlotsSuite
@@ -21,6 +22,7 @@ class BackendConformance(
     KVCacheSuite,
     SlotsSuite,
     LinearSuite,
+    PackedSuite,
     OpsSuite,
     CollectivesSuite,
     SamplerSuite,

@@ -280,10 +280,10 @@ def mixed(
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Of the tensors that a module holds, each once: views of one memory are one."""
-    tensors = (*module.buffers(), *module.parameters())
+    """Of the memory behind the tensors that a module holds: all of it, however little of it they show, and once."""
     largest: dict[int, int] = {}
-    for tensor in tensors:
-        place = tensor.untyped_storage().data_ptr() or id(tensor)
-        largest[place] = max(largest.get(place, 0), tensor.nbytes)
+    for tensor in (*module.buffers(), *module.parameters()):
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr() or id(tensor)
+        largest[place] = max(largest.get(place, 0), tensor.nbytes, storage.nbytes())
     return sum(largest.values())

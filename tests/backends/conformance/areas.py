@@ -10,6 +10,7 @@ from chipset.backends.conformance.kv_cache import KVCacheSuite
 from chipset.backends.conformance.ops import OpsSuite
 from chipset.backends.conformance.plugin import PluginSuite
 from chipset.backends.conformance.quantization import LinearSuite
+from chipset.backends.conformance.quantization_packed import PackedSuite
 from chipset.backends.conformance.sampler import SamplerSuite
 from chipset.backends.conformance.shapes import ShapesSuite
 from chipset.backends.conformance.slots import SlotsSuite
@@ -17,7 +18,17 @@ from chipset.backends.conformance.steps import StepsSuite
 from chipset.backends.conformance.suite import Suite
 
 from .mutation import Area, Mutation
-from .mutations import attention, kv_cache, linear, ops, plugin, sampling, shapes, steps
+from .mutations import (
+    attention,
+    kv_cache,
+    linear,
+    ops,
+    plugin,
+    quantization,
+    sampling,
+    shapes,
+    steps,
+)
 
 SUITES: Mapping[Area, tuple[type[Suite], ...]] = {
     "attention": (AttentionSuite,),
@@ -27,6 +38,7 @@ SUITES: Mapping[Area, tuple[type[Suite], ...]] = {
     "sampling": (SamplerSuite,),
     "ops": (OpsSuite, CollectivesSuite),
     "linear": (LinearSuite,),
+    "quantization": (PackedSuite,),
     "plugin": (PluginSuite,),
 }
 MUTATIONS: Sequence[Mutation] = (
@@ -37,5 +49,6 @@ MUTATIONS: Sequence[Mutation] = (
     *sampling.MUTATIONS,
     *ops.MUTATIONS,
     *linear.MUTATIONS,
+    *quantization.MUTATIONS,
     *plugin.MUTATIONS,
 )

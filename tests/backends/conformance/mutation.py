@@ -8,7 +8,17 @@ from typing import Literal
 
 from chipset.backends.plugin import Plugin
 
-Area = Literal["attention", "kv_cache", "shapes", "steps", "sampling", "ops", "linear", "plugin"]
+Area = Literal[
+    "attention",
+    "kv_cache",
+    "shapes",
+    "steps",
+    "sampling",
+    "ops",
+    "linear",
+    "quantization",
+    "plugin",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from chipset.backends.reference.collectives import SingleRank
 from chipset.backends.reference.compiler import EagerCompiler
 from chipset.backends.reference.kv_cache import ReferenceKVCache
 from chipset.backends.reference.ops import ReferenceOps
+from chipset.backends.reference.packed import KINDS
 from chipset.backends.reference.quantization import ReferenceLinear
 from chipset.backends.reference.resolve import Default, Defaults, resolve
 from chipset.backends.reference.runtime import HostRuntime
@@ -26,13 +27,15 @@ from chipset.backends.step import F32, I32, StepBatch
 
 from .bucketed import BucketedShapes, CountingCompiler
 
+ALL_KINDS = KINDS | {"plain"}
+"""Of weights."""
 BUDGET = 2**26
 """Bytes for KV blocks, whatever the machine."""
 CAPABILITIES = Capabilities(
     device_type="cpu",
     graphs="compile",
     dtypes=frozenset({"float32", "bfloat16"}),
-    kv_dtypes=frozenset({"auto", "float32", "bfloat16"}),
+    kv_dtypes=frozenset(("auto", "float32", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8")),
     block_sizes=(16, 8),
     kv_budget="predict",
     chunked_prefill=True,
@@ -101,7 +104,7 @@ class Parts:
     """(in_place=...)"""
     arrays: Callable[[StepBatch, int], Mapping[str, I32 | F32]] = attention_arrays
     """(batch, block size): what the attention reads beside q, k and v."""
-    linear: Callable[[Any], ReferenceLinear] = ReferenceLinear
+    linear: Callable[[Any], ReferenceLinear] = lambda runtime: ReferenceLinear(runtime, ALL_KINDS)
     """(runtime)"""
     ops: Callable[[], ReferenceOps] = ReferenceOps
     collectives: Callable[[], SingleRank] = SingleRank
