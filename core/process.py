@@ -118,7 +118,7 @@ class EngineLoop:
     def _obey(self, frame: bytes) -> None:
         try:
             command = decode_command(frame)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             # a frame that is no command cannot be answered: it names no request
             sys.stderr.write(f"engine: dropped a malformed command: {error}\n")
             return

@@ -193,7 +193,7 @@ class EngineClient:
         while True:
             try:
                 event = decode_event(await self._events.recv())
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 self._die(f"it sent what is no event: {error}")
                 return
             self._silence.heard()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from ...backends.registry import Registry
 from ..failures import told
 from ..heartbeat import Heartbeat
 from ..models.families import load_config
 from ..progress import ProgressReport
-from ..runner import Runner
 from ..worker import load_runner, scheme_of
+from .executor import Executor
 from .link import Link, LinkBroken
 from .wire import (
     Allocate,
@@ -34,18 +35,21 @@ from .wire import (
 )
 
 
-def serve(link: Link) -> int:
-    """Until Close. Exit code 0, or that of the error that the start failed with. Raises LinkBroken."""
+def serve(link: Link, load: Callable[[Link], Executor] | None = None) -> int:
+    """Until Close. Exit code 0, or that of the error that the start failed with. Raises LinkBroken.
+
+    `load` makes the runner of the launch that comes first over the link; None: this installation's.
+    """
     heartbeat = Heartbeat(lambda: _beat(link))
     try:
-        return _serve(link)
+        return _serve(link, load or _load)
     finally:
         heartbeat.close()
 
 
-def _serve(link: Link) -> int:
+def _serve(link: Link, load: Callable[[Link], Executor]) -> int:
     try:
-        runner = _load(link)
+        runner = load(link)
     except LinkBroken:
         raise
     except Exception as error:  # whatever it is, the engine must hear of it
@@ -61,7 +65,7 @@ def _serve(link: Link) -> int:
     return 0
 
 
-def _load(link: Link) -> Runner:
+def _load(link: Link) -> Executor:
     launch = decode_launch(link.receive())
     registry = Registry.discover()
     plugin = registry.load(launch.plugin)
@@ -71,7 +75,7 @@ def _load(link: Link) -> Runner:
     return load_runner(launch.launch(plugin), plugin, config, launch.files, scheme, report)
 
 
-def _obey(order: Order, runner: Runner, link: Link) -> Message:
+def _obey(order: Order, runner: Executor, link: Link) -> Message:
     if isinstance(order, RunStep):
         return _run(order, runner)
     try:
@@ -82,7 +86,7 @@ def _obey(order: Order, runner: Runner, link: Link) -> Message:
         return told(error)
 
 
-def _run(order: RunStep, runner: Runner) -> Message:
+def _run(order: RunStep, runner: Executor) -> Message:
     try:
         output = runner.step(order.batch, order.resets)
     except Exception as error:  # a backend may raise anything at all; it says what it means
@@ -99,7 +103,7 @@ def _run(order: RunStep, runner: Runner) -> Message:
 
 
 def _value(
-    order: Order, runner: Runner, link: Link
+    order: Order, runner: Executor, link: Link
 ) -> bool | int | list[int] | dict[str, float] | None:
     match order:
         case Budget():

@@ -7,8 +7,9 @@ engine ── WorkerLaunch, then Budget, Allocate, RunStep, … ──▶ every 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -24,7 +25,6 @@ from ..messages import Progress, StartFailed
 from ..models.report import WeightReport
 from .executor import Reset
 
-T = TypeVar("T")
 Array = NDArray[Any]
 """Of any dtype that crosses."""
 DTYPES = frozenset({"<i4", "<f4", "|b1"})
@@ -182,7 +182,20 @@ def _decode_other(kind: Any, value: object) -> object:
     return np.frombuffer(data, dtype).reshape(shape).copy()
 
 
+def _decoder(kind: Any) -> Callable[[bytes], Any]:
+    decode = msgspec.msgpack.Decoder(kind, dec_hook=_decode_other).decode
+
+    def decoded(frame: bytes) -> Any:
+        try:
+            return decode(frame)
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(f"a text is none: {error}") from error
+
+    return decoded
+
+
 encode = msgspec.msgpack.Encoder(enc_hook=_encode_other).encode
-decode_launch = msgspec.msgpack.Decoder(WorkerLaunch, dec_hook=_decode_other).decode
-decode_order = msgspec.msgpack.Decoder(Order, dec_hook=_decode_other).decode
-decode_message = msgspec.msgpack.Decoder(Message, dec_hook=_decode_other).decode
+# each raises msgspec.MsgspecError for what is nothing of its kind
+decode_launch: Callable[[bytes], WorkerLaunch] = _decoder(WorkerLaunch)
+decode_order: Callable[[bytes], Order] = _decoder(Order)
+decode_message: Callable[[bytes], Message] = _decoder(Message)
