@@ -24,7 +24,10 @@ from .watch import Watch
 
 
 class Session:
-    """One backend made by `plugin` for `model`, and its cache of `num_blocks` blocks a KV group."""
+    """One backend made by `plugin` for `model`, and its cache of `num_blocks` blocks a KV group.
+
+    `launch` says what it is told; without, it is that of the first worker (see make_launch).
+    """
 
     def __init__(
         self,
@@ -33,8 +36,9 @@ class Session:
         options: EngineOptions | None = None,
         *,
         num_blocks: int = 32,
+        launch: Launch | None = None,
     ) -> None:
-        self.launch = make_launch(plugin, model, options or EngineOptions())
+        self.launch = launch or make_launch(plugin, model, options or EngineOptions())
         self.num_blocks = num_blocks
         self.backend = plugin.create(self.launch)
         check_members(self.backend)
@@ -217,17 +221,25 @@ class Session:
         return self._wrapped[key][1]
 
 
-def make_launch(plugin: Plugin, model: ModelSpec, options: EngineOptions) -> Launch:
-    """What the engine process would send to the only worker."""
+def make_launch(
+    plugin: Plugin,
+    model: ModelSpec,
+    options: EngineOptions,
+    *,
+    rank: int = 0,
+    rendezvous: str = "",
+) -> Launch:
+    """What the engine process would send to a worker; `rendezvous` is for plans of several."""
     probe = plugin.probe()
     capabilities = plugin.capabilities(probe)
     resolved = plugin.resolve(options, model, capabilities)
+    plan = plugin.worker_plan(options.parallel, [probe])
     return Launch(
         plugin=plugin.info.name,
-        worker=plugin.worker_plan(options.parallel, [probe])[0],
-        world_size=1,
-        rendezvous="",
-        groups={"tensor": (0,)},
+        worker=plan[rank],
+        world_size=len(plan),
+        rendezvous=rendezvous,
+        groups={"tensor": tuple(range(len(plan)))},
         capabilities=capabilities,
         options=resolved,
         model=model,
