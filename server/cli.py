@@ -13,11 +13,17 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import __version__
 from ..backends.errors import ChipsetError
 from .parser import CommandLine, UsageError, meant, read_settings
+
+if TYPE_CHECKING:
+    from ..core.messages import Ready
+
+T = TypeVar("T")
 
 EXIT_BUG = 1
 EXIT_NOTHING_SERVES = 1
@@ -26,11 +32,11 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
-def _in_loop(work: Coroutine[Any, Any, None]) -> None:
+def _in_loop(work: Coroutine[Any, Any, T]) -> T:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+        return runner.run(work)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -115,8 +121,30 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from .doctor import diagnose
 
     found = diagnose(Registry.discover(), Cache.default())
+    failure: ChipsetError | None = None
+    if arguments.model is not None:
+        try:
+            found = replace(found, model=_weigh(arguments))
+        except ChipsetError as error:
+            failure = error
     _page(found.as_json() if arguments.json else found.as_text(_width()))
+    if failure is not None:
+        raise failure
     return 0 if found.can_serve else EXIT_NOTHING_SERVES
+
+
+def _weigh(arguments: argparse.Namespace) -> Ready:
+    settings = read_settings(arguments, os.environ)
+    _check_backend(settings.backend)
+    from .console import Console
+    from .engine_process import COMMAND
+    from .weighing import weigh
+
+    console = Console()
+    try:
+        return _in_loop(weigh(settings, console, arguments.engine_command or COMMAND))
+    finally:
+        console.end_progress()
 
 
 def _matrix(arguments: argparse.Namespace) -> None:

@@ -66,7 +66,8 @@ class Console:
     ) -> None:
         """What is served, on what, why, how much fits, and where."""
         rows = [
-            ("model", f"{files.name} ({ready.architecture}), {human_bytes(ready.weight_bytes)}"),
+            ("model", f"{files.name} ({ready.architecture})"),
+            *weight_rows(ready),
             ("backend", f"{ready.backend} on {ready.device} ({ready.reason})"),
             ("dtype", f"{ready.dtype}, KV cache {ready.kv_dtype}{_why(ready, 'dtype')}"),
             (
@@ -120,6 +121,25 @@ class Console:
                 return
             self._shown[phase] = float("inf") if is_done else now
             print(f"{phase}: {_amount(done, total, unit)}", file=self._stream, flush=True)
+
+
+def weight_rows(ready: Ready) -> list[tuple[str, str]]:
+    """What the weights take, and which kernels multiply by them; what had to be unpacked for lack of one."""
+    held = human_bytes(ready.weight_bytes)
+    count = len(ready.rank_weight_bytes)
+    if count > 1:
+        held = f"{held} on each of {count} ranks"
+    kernels = [f"{name}: {_layers(number)}" for name, number in ready.kernels.items()]
+    rows = [("weights", "; ".join([held, *kernels]))]
+    if ready.dequantised:
+        reasons = [f"{_layers(number)}, {why}" for why, number in ready.dequantised.items()]
+        more = f"takes {human_bytes(ready.dequantised_bytes)} more than packed"
+        rows.append(("unpacked", "; ".join([*reasons, more])))
+    return rows
+
+
+def _layers(number: int) -> str:
+    return f"{number} layer" if number == 1 else f"{number} layers"
 
 
 def _why(ready: Ready, option: str) -> str:

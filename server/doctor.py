@@ -1,12 +1,17 @@
-"""`chipset doctor`: this machine, every backend, the versions, the compilers and the cache; loads no plugin itself."""
+"""`chipset doctor`: this machine, every backend, the versions, the compilers and the cache; loads no plugin itself.
+
+Where a model is named, an engine loads it, and what it takes is told, too.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from .. import __version__
 from ..backends.matrix import Level, Matrix, Row
@@ -16,8 +21,9 @@ from ..backends.probing import Finding
 from ..backends.registry import Registry
 from ..core.loading.cache import Cache
 from ..core.loading.entries import list_entries
+from ..core.messages import Ready
 from . import tables
-from .console import human_bytes
+from .console import human_bytes, weight_rows
 from .machine import Machine
 from .matrix import State, installed_modules, proofs
 from .versions import Package, installed_version, required_packages
@@ -77,6 +83,8 @@ class Diagnosis:
     compilers: Mapping[str, str | None]
     """Program to where it is; None: not on the PATH."""
     cache: CacheReport
+    model: Ready | None = None
+    """What an engine said that loaded the model in question."""
 
     @property
     def can_serve(self) -> bool:
@@ -85,7 +93,8 @@ class Diagnosis:
 
     def as_json(self) -> str:
         """The whole of it."""
-        return json.dumps(asdict(self), indent=2, default=str)
+        told = asdict(replace(self, model=None)) | {"model": msgspec.to_builtins(self.model)}
+        return json.dumps(told, indent=2, default=str)
 
     def as_text(self, width: int | None = None) -> str:
         """For people; wrapped to `width`."""
@@ -93,6 +102,11 @@ class Diagnosis:
             (("chipset", self.chipset), _machine(self)),
             (("backend", "state", "evidence", "what was found, and what to do"), _backends(self)),
             (("package", "installed", "wanted", ""), _packages(self)),
+            *(
+                []
+                if self.model is None
+                else [(("model", self.model.architecture), _model(self.model))]
+            ),
         )
         return "\n\n".join(tables.aligned(head, list(rows), width) for head, rows in parts)
 
@@ -214,6 +228,16 @@ def _packages(diagnosis: Diagnosis) -> Iterator[Sequence[str]]:
         if one.optional and not one.installed:
             verdict = "optional"
         yield one.name, one.installed or "–", one.wanted, verdict
+
+
+def _model(ready: Ready) -> Iterator[Sequence[str]]:
+    yield from weight_rows(ready)
+    yield "bytes", ", ".join(map(str, ready.rank_weight_bytes)) + " of weights, by rank"
+    yield "backend", f"{ready.backend} on {ready.device}, {ready.dtype}"
+    yield (
+        "KV cache",
+        f"{ready.kv_tokens} tokens in {human_bytes(ready.kv_bytes)} of {ready.kv_dtype} on each rank",
+    )
 
 
 def _size(num_bytes: int | None) -> str:

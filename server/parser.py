@@ -71,7 +71,12 @@ class CommandLine:
         self._add("ls", "list the models on this machine", debug)
         self._add("rm", "remove a model from this machine", debug)
         self._argument("rm", "name", metavar="NAME", help="as `chipset ls` shows it")
-        self._add("doctor", "tell what this machine has, and which backends can serve on it", debug)
+        weighed = ENGINE_FIELDS | {"model"}
+        self._add(
+            "doctor",
+            "tell what this machine has, which backends can serve on it, and what a model takes there",
+            weighed,
+        )
         self._argument("doctor", "--json", action="store_true", help="for programs")
         self._add("matrix", "tell what each backend does, and how we know", debug)
         self._argument("matrix", "--backend", metavar="NAME", help="everything about this one")

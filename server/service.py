@@ -90,7 +90,10 @@ class Service:
     @property
     def compute_type(self) -> str:
         """TGI's name for the hardware: number of devices and kind."""
-        return f"1-{self._model.generator.engine.ready.backend}" if self._model else "none"
+        if self._model is None:
+            return "none"
+        ready = self._model.generator.engine.ready
+        return f"{len(ready.rank_weight_bytes) or 1}-{ready.backend}"
 
     def admit(self, count: int = 1) -> Ticket:
         """The right to run `count` requests. Raises Overloaded, NotReady, EngineDied."""

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from chipset.server.console import Console, human_bytes
+from chipset.server.console import Console, human_bytes, weight_rows
 from chipset.server.limits import Limits
 from chipset.server.settings import ServerSettings
 
@@ -59,6 +59,28 @@ def test_the_summary_says_what_why_how_much_and_where() -> None:
         "http://127.0.0.1:8080",
     ):
         assert part in text
+
+
+def test_the_summary_says_what_the_weights_take_and_which_kernels_read_them() -> None:
+    two = ready(
+        weight_bytes=3 * 2**20,
+        rank_weight_bytes=[3 * 2**20, 3 * 2**20],
+        kernels={"int4 by torch": 210, "plain by torch": 1},
+    )
+    assert weight_rows(two) == [
+        (
+            "weights",
+            "3.0 MiB on each of 2 ranks; int4 by torch: 210 layers; plain by torch: 1 layer",
+        )
+    ]
+
+
+def test_the_summary_says_what_was_unpacked_and_what_that_costs() -> None:
+    one = ready(dequantised={"no kernel takes groups of 7": 30}, dequantised_bytes=2**20)
+    assert weight_rows(one)[1] == (
+        "unpacked",
+        "30 layers, no kernel takes groups of 7; takes 1.0 MiB more than packed",
+    )
 
 
 @pytest.mark.parametrize(

@@ -251,3 +251,26 @@ def test_the_engine_does_not_outlive_a_killed_server(running: Running) -> None:
     gone, alive = psutil.wait_procs(running.children, timeout=LIMIT_S)
     assert gone
     assert not alive
+
+
+def doctor(folder: Path, mode: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(SCRIPT), mode, "doctor", "--backend", "cpu", *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_doctor_weighs_a_model_without_serving_it(folder: Path) -> None:
+    done = doctor(folder, "serve", "--model-id", str(folder), "--json")
+    told = json.loads(done.stdout)["model"]
+    assert (told["architecture"], told["weight_bytes"]) == ("Script", 1)
+    assert "1 B" in doctor(folder, "serve", "--model-id", str(folder)).stdout
+
+
+def test_doctor_tells_what_it_can_where_a_model_does_not_load(folder: Path) -> None:
+    done = doctor(folder, "refuse", "--model-id", str(folder), "--json")
+    assert done.returncode == 10
+    assert json.loads(done.stdout)["model"] is None
+    assert done.stderr.splitlines()[-1] == "chipset: error: too big"
