@@ -70,9 +70,15 @@ class StepRules:
 
     def _check_rows(self, batch: StepBatch) -> None:
         query, context, rows = batch.query_len, batch.context_len, batch.num_rows
+        # it brings a token drawn before and drafts after it, each with a row of logits of its own
+        first = row_first(batch, self.policy.token_layout)
+        drawn = set(batch.logit_index[: batch.num_logits].tolist())
+        brought = [
+            int(first[row]) + n for row in range(batch.num_decode_rows) for n in range(query[row])
+        ]
         _obey(
             "decode rows first",
-            bool((query[: batch.num_decode_rows] == 1).all()),
+            bool((query[: batch.num_decode_rows] > 0).all()) and drawn.issuperset(brought),
             f"the first {batch.num_decode_rows} rows bring {query[: batch.num_decode_rows].tolist()} tokens",
         )
         real = query > 0
