@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ...backends.backend import Backend
 from ...backends.plugin import Launch
+from ...backends.reference.collectives import RankCollectives
 from ...backends.reference.compiler import EagerCompiler
 from ...backends.reference.staging import sampling_arrays
 from ...backends.step import F32, I32, StepBatch, StepInputs
 from .attention import CPUAttention
-from .collectives import RankCollectives, join
+from .collectives import join
 from .cpuinfo import architecture, multiplies_bfloat16
 from .kv_cache import CPUKVCache
 from .ops import CPUOps

@@ -8,14 +8,16 @@
 //
 // Sums go in the order of the ranks, bfloat16 in float32 and rounded once, so that all ranks hold the same bits.
 #define _GNU_SOURCE
+#include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
 
-enum { MAX_RANKS = 64, PIECE = 2048, YIELDS = 200, NAP_NS = 50000 };
-enum { DONE, SILENT, OUT_OF_STEP };
+enum { MAX_RANKS = 64, PIECE = 2048, YIELDS = 200, NAP_NS = 50000, NAPS_PER_LOOK = 256 };
+enum { DONE, SILENT, OUT_OF_STEP, GONE };
 enum { FLOAT32, BFLOAT16, BYTES };
 
 typedef struct {
@@ -35,6 +37,7 @@ typedef struct {
   int64_t timeout_ns;
   int32_t rank, ranks, spins;
   int32_t culprit;  // who failed the last call
+  int32_t processes[MAX_RANKS];
 } Group;
 
 static uint64_t stride(const Group *group) { return sizeof(Slot) + 2 * group->capacity; }
@@ -60,7 +63,8 @@ static inline void relax(void) {
 }
 
 // Spins while an answer may come at once, then lets others run: there may be more ranks than cores.
-static int wait_for(const Group *group, Slot *slot, uint64_t call) {
+static int wait_for(const Group *group, int rank, uint64_t call) {
+  Slot *slot = slot_of(group, rank);
   for (int i = 0; i < group->spins; ++i) {
     if (atomic_load_explicit(&slot->begun, memory_order_acquire) >= call) return DONE;
     relax();
@@ -73,6 +77,7 @@ static int wait_for(const Group *group, Slot *slot, uint64_t call) {
     } else {
       nanosleep(&nap, NULL);
       if (now_ns() > deadline) return SILENT;
+      if (i % NAPS_PER_LOOK == 0 && kill(group->processes[rank], 0) != 0 && errno == ESRCH) return GONE;
     }
   }
   return DONE;
@@ -86,10 +91,10 @@ static int exchange(Group *group, Call call, const char *part, uint64_t bytes, c
   mine->calls[number & 1] = call;
   atomic_store_explicit(&mine->begun, number, memory_order_release);
   for (int rank = 0; rank < group->ranks; ++rank) {
-    Slot *slot = slot_of(group, rank);
     group->culprit = rank;
-    if (wait_for(group, slot, number) != DONE) return SILENT;
-    if (memcmp(&slot->calls[number & 1], &call, sizeof(Call)) != 0) return OUT_OF_STEP;
+    const int ended = wait_for(group, rank, number);
+    if (ended != DONE) return ended;
+    if (memcmp(&slot_of(group, rank)->calls[number & 1], &call, sizeof(Call)) != 0) return OUT_OF_STEP;
     parts[rank] = buffer_of(group, rank, number);
   }
   return DONE;

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...backends.errors import BackendUnavailable
 from ...backends.reference.collectives import STEP_S, Meeting, PeerLost, ordered_sum
 from ...backends.reference.native import NativeLibrary
+from .options import MAX_RANKS
 
 CAPACITY = 1 << 20
 """Bytes of a buffer, of which each rank has two: larger tensors go in pieces."""
@@ -22,8 +23,8 @@ SPINS = 4000
 """Looks at a peer's slot before the processor is given to others: some tens of microseconds."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Those that the library adds up; other sums are torch's."""
-OUT_OF_STEP = 2
-"""What a call returns where ranks called different members; any other number but 0: a rank was silent."""
+ENDS = ("", "was silent for too long", "called another member", "is gone")
+"""What became of a rank, by what a call returns."""
 TOKEN_BYTES = 32
 SEGMENT_START = mmap.PAGESIZE
 """Of the file: before it lies the token that tells ranks that they opened the right one."""
@@ -41,6 +42,7 @@ class Group(ctypes.Structure):
         ("ranks", ctypes.c_int32),
         ("spins", ctypes.c_int32),
         ("culprit", ctypes.c_int32),
+        ("processes", ctypes.c_int32 * MAX_RANKS),
     )
 
 
@@ -96,10 +98,8 @@ class SharedMemory:
         if ended == 0:
             return
         self._is_lost = True
-        seconds = self._group.timeout_ns / 1e9
-        what = "called another member" if ended == OUT_OF_STEP else f"was silent for {seconds:g} s"
         raise PeerLost(
-            f"rank {self._group.culprit} of the group {what}; see what became of that process"
+            f"rank {self._group.culprit} of the group {ENDS[ended]}; see what became of that process"
         )
 
 
@@ -120,6 +120,8 @@ def meet(
         # whoever spins where there are too few cores keeps the one that it waits for from running
         spins=SPINS if meeting.size <= len(os.sched_getaffinity(0)) else SPINS // 20,
     )
+    for rank, process in enumerate(meeting.said_by_all("process", str(os.getpid()))):
+        group.processes[rank] = int(process)
     size = SEGMENT_START + loaded.chipset_segment_bytes(ctypes.byref(group))
     file, place = _create(size) if meeting.index == 0 else (None, "")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 
 from ...backends.attention import Attention
 from ...backends.backend import Backend
@@ -65,9 +66,7 @@ class SimBackend(Backend):
         )
         self.linear = ReferenceLinear(self.runtime)
         self.ops = ReferenceOps()
-        self.comm: RankCollectives = (
-            OperatorCollectives(join(launch)) if launch.world_size > 1 else SingleRank()
-        )
+        self.comm = _meet(launch)
         self.sampler = ReferenceSampler(launch.options.max_logprobs, in_place=in_place)
         self.telemetry = SimTelemetry(self.compiler)
 
@@ -80,6 +79,14 @@ class SimBackend(Backend):
     def close(self) -> None:
         """See Backend.close."""
         self.comm.close()
+
+
+def _meet(launch: Launch) -> RankCollectives:
+    if launch.world_size == 1:
+        return SingleRank()
+    # what recording imports, for seconds that the others would take for silence
+    import_module("torch._dynamo")
+    return OperatorCollectives(join(launch))
 
 
 class SimTelemetry(Telemetry):
