@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...backends.quantization import WeightFormat
 from ...backends.reference.packed import in_order
-from .product import WIDEN_FROM, Product
+from .product import Product
 from .scratch import Scratch
 
 FP8_IN_HALF = 2.0**8
@@ -29,7 +29,7 @@ FP8_BITS = 0b1011_1111_1000_0000 - 2**16
 
 
 class WidenedWeight(nn.Module):
-    """x [T, in_features] -> [T, N] of float32, or of x's dtype, of a weight in canonical form."""
+    """x [T, in_features] -> [T, N] by a weight in canonical form."""
 
     numbers: Tensor
     """int4: u8 [N / 2, K], see `halves`; int8, fp8: as they were"""
@@ -67,11 +67,9 @@ class WidenedWeight(nn.Module):
         self.register_buffer("order", tensors.get("order"))
 
     def forward(self, x: Tensor, out_dtype: torch.dtype) -> Tensor:
-        """Float32 unless x, the output and the CPU are of bfloat16."""
-        native = self.product.native_bfloat16 and x.dtype == out_dtype == torch.bfloat16
-        if not native or x.shape[0] < WIDEN_FROM:
-            x = x.float()
-        out = self.product.widened(in_order(x, self.order), self.num_rows, self.widen)
+        """See Product.widened for the dtype that comes out."""
+        x = in_order(x, self.order)
+        out = self.product.widened(x, self.num_rows, self.widen, out_dtype)
         return out if self.scale.shape[1] > 1 else out * self.scale[:, 0]
 
     def widen(self, first: int, wide: Tensor) -> None:

@@ -24,6 +24,9 @@ WIDEN_FROM = 4
 SLICE_NUMBERS = 2**20
 """Of a weight that are widened at once: 4 MiB, which stay in cache."""
 
+SLICE_STEP = 64
+"""Rows that belong together in the widest layout of packed numbers."""
+
 Widen = Callable[[int, Tensor], None]
 """(first row, wide [n, K] f32): fills `wide` with rows first, first + 1, … of a weight."""
 
@@ -52,20 +55,25 @@ class Product:
             def widen(first: int, wide: Tensor) -> None:
                 wide.copy_(weight[first : first + len(wide)])
 
-            out = self.widened(x.float(), len(weight), widen)
+            out = self.widened(x, len(weight), widen, torch.float32)
             return (out if bias is None else out.add_(bias)).to(out_dtype)
         return F.linear(x, weight, bias).to(out_dtype)
 
     def slice_rows(self, num_columns: int) -> int:
-        """Rows of a weight that are widened at once: an even number."""
-        return max(2, self.slice_numbers // num_columns // 2 * 2)
+        """Rows of a weight that are widened at once: a multiple of SLICE_STEP."""
+        return max(1, self.slice_numbers // num_columns // SLICE_STEP) * SLICE_STEP
 
-    def widened(self, x: Tensor, num_rows: int, widen: Widen) -> Tensor:
-        """x [T, K] -> [T, num_rows] of x's dtype, float32 or bfloat16; slices begin at multiples of slice_rows."""
-        num_columns = x.shape[1]
-        size, outs = self.slice_rows(num_columns), list[Tensor]()
+    def widened(self, x: Tensor, num_rows: int, widen: Widen, out_dtype: torch.dtype) -> Tensor:
+        """x [T, K] -> [T, num_rows]; slices begin at multiples of slice_rows.
+
+        Of float32, unless x, the output and the CPU's own products are of bfloat16.
+        """
+        native = self.native_bfloat16 and x.dtype == out_dtype == torch.bfloat16
+        if not native or len(x) < WIDEN_FROM:
+            x = x.float()
+        size, outs = self.slice_rows(x.shape[1]), list[Tensor]()
         for first in range(0, num_rows, size):
-            shape = (min(size, num_rows - first), num_columns)
+            shape = (min(size, num_rows - first), x.shape[1])
             wide = self._scratch.take(shape, torch.float32)
             widen(first, wide)
             outs.append(multiply(x, wide.to(x.dtype), None))

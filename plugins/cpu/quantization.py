@@ -27,7 +27,7 @@ class CPULinear(ReferenceLinear):
     def __init__(self, runtime: Runtime, product: Product) -> None:
         super().__init__(runtime, KINDS | {"plain"})
         self.product = product
-        self._codes = Scratch()
+        self.codes = Scratch()
 
     def kernels(self, spec: LinearSpec) -> Sequence[Verdict]:
         """See Linear.kernels."""
@@ -50,10 +50,10 @@ class CPULinear(ReferenceLinear):
     def packed(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
         """(x [T, in_features], out_dtype) -> [T, N] by the best kernel that takes the layer; bias is left out."""
         if spec.weight.kind == "int4" and int4_verdict(spec).ok:
-            return Int4Weight(spec.weight, tensors)
+            return Int4Weight(spec.weight, tensors, self.product, self.codes)
         if spec.weight.kind == "int8" and int8_verdict(spec).ok:
-            return Int8Weight(spec.weight, tensors, self.product, self._codes)
-        return WidenedWeight(spec.weight, tensors, self.product, self._codes)
+            return Int8Weight(spec.weight, tensors, self.product, self.codes)
+        return WidenedWeight(spec.weight, tensors, self.product, self.codes)
 
     def build_embedding(
         self, spec: EmbeddingSpec, weight: Tensor, tied_head: LinearSpec | None

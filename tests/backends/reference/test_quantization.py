@@ -86,7 +86,7 @@ def test_logits_of_a_bfloat16_model_are_not_rounded(linear: Linear) -> None:
 
 
 def test_a_weight_larger_than_a_slice_is_widened_slice_by_slice() -> None:
-    weight, bias = random(50, 48, dtype=torch.bfloat16), random(50, dtype=torch.bfloat16)
+    weight, bias = random(150, 48, dtype=torch.bfloat16), random(150, dtype=torch.bfloat16)
     x = random(6, 48, dtype=torch.bfloat16)
     sliced = Product(native_bfloat16=False, slice_numbers=48 * 4)
     found = sliced(x, weight, bias, torch.float32)
