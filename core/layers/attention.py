@@ -20,6 +20,8 @@ class Attention(nn.Module):
     """Of one layer."""
 
     alibi_slopes: Tensor | None
+    key_scale: Tensor | None
+    value_scale: Tensor | None
 
     def __init__(
         self,
@@ -32,6 +34,8 @@ class Attention(nn.Module):
         q_norm: Norm | None = None,
         k_norm: Norm | None = None,
         alibi_slopes: Tensor | None = None,
+        key_scale: Tensor | None = None,
+        value_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -43,6 +47,8 @@ class Attention(nn.Module):
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.register_buffer("alibi_slopes", alibi_slopes)
+        self.register_buffer("key_scale", key_scale)
+        self.register_buffer("value_scale", value_scale)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, inputs: StepInputs, cache: Cache
@@ -57,7 +63,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = self.ops.rope(q, k, *rotation)
-        params = AttentionParams(alibi_slopes=self.alibi_slopes)
+        params = AttentionParams(
+            alibi_slopes=self.alibi_slopes, key_scale=self.key_scale, value_scale=self.value_scale
+        )
         out, cache = self.attention.attend(
             self.layer, spec, q, k, v, cache, inputs.attention, params
         )

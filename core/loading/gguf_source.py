@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import gguf
@@ -34,19 +34,16 @@ _PLAIN = {
 
 
 class GgufSource(WeightSource):
-    """Floats come in their own dtype. Blocks are decoded to float32, where they are exact, or are uint8 [N, K / size of
-    a block, bytes of a block] where their type is one of `packed`.
+    """Floats come in their own dtype, blocks whose type is one of `packed` as they are, and others decoded to float32,
+    where they are exact.
     """
-
-    kinds: Mapping[str, str]
-    """Type of the blocks by layer (a name without `.weight`), of those that are not decoded."""
 
     def __init__(self, path: Path, packed: Collection[str] = ()) -> None:
         self._parts = {part.name: part for part in weight_parts(read_gguf(path))}
         self._data = map_file(str(path))
         self._packed = frozenset(packed)
         self.weights = {name: self._entry(part) for name, part in self._parts.items()}
-        self.kinds = {
+        self.ggml_kinds = {
             name.removesuffix(".weight"): part.stored.kind.name
             for name, part in self._parts.items()
             if self._is_packed(part)

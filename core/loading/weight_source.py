@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -33,6 +34,10 @@ class WeightSource(ABC):
 
     weights: Mapping[str, WeightEntry]
     """By name, in Transformers' words, in the order of the files."""
+    ggml_kinds: Mapping[str, str] = MappingProxyType({})
+    """Type of the blocks of layers (names without `.weight`) that are read as they lie in a GGUF file: u8 [N, K / size
+    of a block, bytes of a block].
+    """
     bytes_read: int = 0
     """Of weights, so far."""
 

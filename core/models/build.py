@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backends.backend import Backend
+from ...backends.formats import Scheme
 from ...backends.options import AttentionSpec, ModelSpec
-from ...backends.quantization import EmbeddingSpec, LinearSpec
 from ..layers.attention import Attention, alibi_slopes
 from ..layers.embedding import Embedding, Head
-from ..layers.linear import RowParallel, build_linear
+from ..layers.linear import RowParallel
 from ..layers.mlp import MLP
 from ..layers.moe import MoE
 from ..layers.norm import LayerNorm, Norm, RMSNorm
 from ..layers.rotary import Rotary
 from ..loading.weight_source import WeightSource
+from ..quantization.ggml import GgmlScheme
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .decoder import Decoder, DecoderLayer
+from .linears import LinearBuilder
 from .report import WeightReport, held_bytes
 from .shard import WHOLE, Shard
 from .spec import layer_attention
 from .tensors import Module, checkpoint_layout
-from .weights import ModuleTensors, plain_tensors
+from .weights import plain_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +47,22 @@ def build_decoder(
     source: WeightSource,
     *,
     shard: Shard = WHOLE,
+    scheme: Scheme | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BuiltModel:
     """The part of a model that a rank holds, on the backend's device, in spec.dtype, for texts up to spec.max_context.
 
-    `spec` is model_spec's of the same `shard`. `progress` gets bytes of the source's weights, done and in all. Raises
-    ModelFormatError where source and config do not fit, before any weight is read, and MemoryError.
+    `spec` is model_spec's of the same `shard`. `scheme` says how layers are packed, or are to be; None: they are plain,
+    or as the blocks of a GGUF file. What no kernel of the backend takes is dequantised. `progress` gets bytes of the
+    source's weights, done and in all. Raises ModelFormatError where source and config do not fit, before any weight is
+    read, and MemoryError.
     """
     layout = checkpoint_layout(config, shard)
-    checkpoint = Checkpoint(source, layout)
+    if scheme is None and source.ggml_kinds:
+        scheme = GgmlScheme(source.ggml_kinds)
+    checkpoint = Checkpoint(source, layout, scheme)
     sizes = {name: checkpoint.num_bytes(module) for name, module in layout.modules.items()}
-    modules = _Modules(config, spec, backend, checkpoint, shard)
+    modules = _Modules(config, spec, backend, checkpoint, shard, scheme)
     done = 0
     for name, module in layout.modules.items():
         modules.add(module)
@@ -63,7 +70,7 @@ def build_decoder(
         if progress is not None:
             progress(done, sum(sizes.values()))
     model = modules.assemble()
-    return BuiltModel(model=model, report=WeightReport(held_bytes=held_bytes(model)))
+    return BuiltModel(model=model, report=modules.report(model))
 
 
 class _Modules:
@@ -76,7 +83,9 @@ class _Modules:
         backend: Backend,
         checkpoint: Checkpoint,
         shard: Shard,
+        scheme: Scheme | None,
     ) -> None:
+        self.linears = LinearBuilder(backend.linear, checkpoint, scheme, spec.dtype)
         self._config = config
         self._spec = spec
         self._backend = backend
@@ -85,65 +94,39 @@ class _Modules:
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._built: dict[str, nn.Module] = {}
         self._norms: dict[str, Norm] = {}
-        self._gate_up: tuple[LinearSpec, ModuleTensors] | None = None
+        self._gate_up: Module | None = None
+        self._kv_scales = checkpoint.kv_scales()
 
     def add(self, module: Module) -> None:
         """Read a module's tensors and give them to the backend."""
-        tensors = plain_tensors(self._checkpoint, module, self._dtype, module.kinds)
+        config, name = self._config, module.name
         if module.columns is None:
-            self._norms[module.name] = self._norm(tensors)
-        elif module.name == "embedding":
-            self._add_embedding(module, tensors["weight"])
-        elif module.name.endswith(".experts.gate_up"):
-            self._gate_up = self._linear_spec(module), tensors
-        elif module.name.endswith(".experts.down"):
-            self._add_experts(module, tensors)
+            self._norms[name] = self._norm(module)
+        elif name == "embedding":
+            first_row = self._shard.rank * module.parts[0]
+            embedding, head = self.linears.build_embedding(
+                module, first_row, is_tied=config.tied_embeddings
+            )
+            self._built[name] = embedding
+            if head is not None:
+                self._built["head"] = head
+        elif name.endswith(".experts.gate_up"):
+            self._gate_up = module
+        elif name.endswith(".experts.down"):
+            assert self._gate_up is not None  # comes before
+            experts = self.linears.build_experts(self._gate_up, module, config.activation)
+            self._built[name.removesuffix(".down")] = experts
         else:
-            spec = self._linear_spec(module)
-            self._built[module.name] = build_linear(self._backend.linear, spec, tensors)
+            self._built[name] = self.linears.build(module)
 
-    def _linear_spec(self, module: Module) -> LinearSpec:
-        assert module.columns is not None
-        dtype = self._spec.dtype
-        return LinearSpec(
-            name=module.name,
-            in_features=module.columns.size,
-            out_features=sum(module.parts),
-            parts=module.parts,
-            bias="bias" in module.kinds,
-            dtype=dtype,
-            out_dtype="float32" if module.name == "head" else dtype,
-            shard=module.cut,
-            num_experts=module.num_experts,
+    def report(self, model: Decoder) -> WeightReport:
+        """What became of the weights."""
+        return WeightReport(
+            held_bytes=held_bytes(model),
+            kernels=dict(self.linears.kernels),
+            dequantised=dict(self.linears.dequantised),
+            dequantised_bytes=self.linears.dequantised_bytes,
         )
-
-    def _add_experts(self, module: Module, down: ModuleTensors) -> None:
-        assert self._gate_up is not None  # comes before
-        spec, gate_up = self._gate_up
-        self._gate_up = None
-        self._built[module.name.removesuffix(".down")] = self._backend.linear.build_experts(
-            spec,
-            self._linear_spec(module),
-            {"gate_up": gate_up, "down": down},
-            self._config.activation,
-        )
-
-    def _add_embedding(self, module: Module, weight: Tensor) -> None:
-        rows = module.takes[0][0].rows
-        table = EmbeddingSpec(
-            first_row=rows.size * self._shard.rank,
-            num_rows=rows.size,
-            hidden_size=self._config.hidden_size,
-            dtype=self._spec.dtype,
-            shard="out",
-        )
-        tied = replace(module, name="head") if self._config.tied_embeddings else None
-        embedding, head = self._backend.linear.build_embedding(
-            table, weight, None if tied is None else self._linear_spec(tied)
-        )
-        self._built["embedding"] = embedding
-        if head is not None:
-            self._built["head"] = head
 
     def assemble(self) -> Decoder:
         """Everything in its place."""
@@ -179,6 +162,8 @@ class _Modules:
                 q_norm=norms.get(f"{here}attention.q_norm"),
                 k_norm=norms.get(f"{here}attention.k_norm"),
                 alibi_slopes=self._slopes() if attention.alibi else None,
+                key_scale=self._kv_scale(f"{here}attention.key_scale", attention),
+                value_scale=self._kv_scale(f"{here}attention.value_scale", attention),
             ),
             attention_post_norm=norms.get(f"{here}attention_post_norm"),
             mlp_norm=norms[f"{here}mlp_norm"],
@@ -192,6 +177,13 @@ class _Modules:
         heads = self._shard.heads(self._config.num_heads, self._config.num_kv_heads)
         slopes = alibi_slopes(self._config.num_heads)[heads.start : heads.stop]
         return self._backend.runtime.put(F.pad(slopes, (0, heads.size - heads.num_held)))
+
+    def _kv_scale(self, name: str, attention: AttentionSpec) -> Tensor | None:
+        """Of a float8 cache; other caches have no use for it."""
+        is_float8 = self._spec.groups[attention.group].dtype.startswith("float8")
+        if not is_float8 or name not in self._kv_scales:
+            return None
+        return self._backend.runtime.put(torch.tensor(self._kv_scales[name]))
 
     def _mlp(self, here: str) -> MLP | MoE:
         config, backend = self._config, self._backend
@@ -212,8 +204,9 @@ class _Modules:
             gated=config.gated,
         )
 
-    def _norm(self, tensors: ModuleTensors) -> Norm:
+    def _norm(self, module: Module) -> Norm:
         config, ops = self._config, self._backend.ops
+        tensors = plain_tensors(self._checkpoint, module, self._dtype, module.kinds)
         held = {kind: self._backend.runtime.put(tensor) for kind, tensor in tensors.items()}
         if config.norm == "layer":
             return LayerNorm(ops, held["weight"], held["bias"], config.norm_eps)

@@ -10,8 +10,8 @@ import torch
 
 from chipset.core.files import ModelFiles
 from chipset.core.loading.cache import Cache
+from chipset.core.loading.gguf_source import GgufSource
 from chipset.core.loading.resolve import find_model
-from chipset.core.loading.weights import open_weights
 from chipset.core.text.tokenizer import Tokenizer
 
 from .gemma import fetch_gemma
@@ -76,7 +76,7 @@ def test_weights_are_bit_for_bit_what_transformers_reads(files: ModelFiles) -> N
     )
     expected = model.state_dict()
     expected.pop("lm_head.weight")
-    source = open_weights(files)
+    source = GgufSource(path)
     weights = {name: source.read(name) for name in source.names}
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():

@@ -15,6 +15,8 @@ from chipset.core.errors import ModelError, ModelFormatError
 from chipset.core.files import ModelFiles
 from chipset.core.loading.gguf_file import read_gguf
 from chipset.core.loading.gguf_names import weight_parts
+from chipset.core.loading.gguf_source import GgufSource
+from chipset.core.loading.safetensors_source import SafetensorsSource
 from chipset.core.loading.weights import open_weights
 
 from .ggufs import (
@@ -44,8 +46,21 @@ def _files(*weights: Path) -> ModelFiles:
 
 
 def _read(*weights: Path) -> dict[str, torch.Tensor]:
-    source = open_weights(_files(*weights))
+    """Everything; blocks decoded."""
+    is_gguf = weights[0].suffix == ".gguf"
+    source = GgufSource(weights[0]) if is_gguf else SafetensorsSource(weights)
     return {name: source.read(name) for name in source.names}
+
+
+def _blocks(tensor: np.ndarray, kind: Kind) -> torch.Tensor:
+    """u8 [N, K / size of a block, bytes of a block]"""
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    return torch.tensor(gguf.quantize(tensor, kind)).unflatten(1, (-1, size))
+
+
+def _halves(stored: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows as Transformers has them, from rows that alternate between the halves of each head."""
+    return stored.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
 @pytest.fixture
@@ -111,6 +126,76 @@ def test_undoes_the_interleaving_of_rotary_rows(
     for name in ("q", "k"):
         read = weights[f"model.layers.0.self_attn.{name}_proj.weight"]
         assert torch.equal(read, torch.tensor(published[name]))
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_hands_out_blocks_that_stay_packed(
+    tmp_path: Path, tensors: dict[str, np.ndarray], kind: Kind
+) -> None:
+    names = "blk.0.ffn_up.weight", "blk.0.attn_q.weight", "blk.0.attn_norm.weight"
+    path = write_gguf(
+        tmp_path / "model.gguf", llama_keys(), tensors, dict.fromkeys(names[:2], kind)
+    )
+    source = open_weights(_files(path))
+    up, q = (f"model.layers.0.{name}" for name in ("mlp.up_proj", "self_attn.q_proj"))
+    assert source.ggml_kinds == {up: kind.name, q: kind.name}
+    blocks = _blocks(tensors[names[0]], kind)
+    entry = source.weights[f"{up}.weight"]
+    assert (entry.shape, entry.dtype) == (tuple(blocks.shape), "uint8")
+    assert torch.equal(source.read(f"{up}.weight"), blocks)
+    assert torch.equal(source.read(f"{q}.weight"), _halves(_blocks(tensors[names[1]], kind), HEADS))
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.Q4_0, Kind.Q5_1], ids=lambda k: k.name)
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.up_proj"])
+def test_reads_the_bytes_of_a_part_only(
+    tmp_path: Path, tensors: dict[str, np.ndarray], kind: Kind, name: str
+) -> None:
+    stored = {"self_attn.q_proj": "blk.0.attn_q.weight", "mlp.up_proj": "blk.0.ffn_up.weight"}
+    path = write_gguf(tmp_path / "model.gguf", llama_keys(), tensors, {stored[name]: kind})
+    key = f"model.layers.0.{name}.weight"
+    whole = GgufSource(path).read(key)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    for rows, columns in ((slice(3, 9), slice(0, 64)), (slice(0, 5), slice(32, 64))):
+        source = GgufSource(path)
+        assert torch.equal(source.read(key, (rows, columns)), whole[rows, columns])
+        num_rows, num_columns = rows.stop - rows.start, columns.stop - columns.start
+        assert source.bytes_read == num_rows * num_columns // block * size
+    inside = GgufSource(path).read(key, (slice(2, 4), slice(5, 50)))
+    assert torch.equal(inside, whole[2:4, 5:50])
+
+
+def test_parts_of_safetensors_are_read_alone(tmp_path: Path) -> None:
+    stored = {
+        "a": torch.arange(60, dtype=torch.bfloat16).reshape(3, 4, 5),
+        "b": torch.tensor(7, dtype=torch.int32),
+        "c": torch.arange(6, dtype=torch.float32).to(torch.float8_e4m3fn),
+    }
+    save_file(stored, tmp_path / "model.safetensors")
+    source = SafetensorsSource([tmp_path / "model.safetensors"])
+    part = source.read("a", (slice(1, 2), slice(1, 3), slice(2, 5)))
+    assert torch.equal(part, stored["a"][1:2, 1:3, 2:5])
+    assert source.bytes_read == 12
+    assert torch.equal(source.read("b"), stored["b"])
+    assert torch.equal(source.read("c", (slice(2, 6),)).float(), torch.arange(2.0, 6))
+    assert source.bytes_read == 12 + 4 + 4
+
+
+def test_tensors_need_not_be_aligned(tmp_path: Path) -> None:
+    numbers = np.arange(6, dtype=np.float32)
+    table = {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "b": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
+    }
+    path = _safetensors(tmp_path / "model.safetensors", table, b"!" + numbers.tobytes())
+    assert torch.equal(_read(path)["b"], torch.tensor(numbers).reshape(2, 3))
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ModelFormatError, match=r"a twice, in 1\.safetensors and 2\.safetensors"):
+        _read(tmp_path / "1.safetensors", tmp_path / "2.safetensors")
 
 
 def test_takes_the_one_off_gemmas_norms(tmp_path: Path) -> None:

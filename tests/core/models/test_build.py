@@ -11,7 +11,7 @@ from torch import Tensor
 from chipset.backends.quantization import LinearSpec, Verdict
 from chipset.backends.reference.quantization import ReferenceLinear
 from chipset.core.errors import ModelFormatError, UnsupportedArchitecture
-from chipset.core.layers.linear import build_linear
+from chipset.core.layers.linear import require_kernel
 from chipset.core.models.build import build_decoder
 from chipset.core.models.config import ModelConfig
 from chipset.core.models.decoder import Decoder
@@ -174,4 +174,4 @@ def test_a_layer_that_no_kernel_takes_is_named_with_the_reason() -> None:
     )
     linear = NoKernel(runtime=None)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedArchitecture, match=r"head .*it rains"):
-        build_linear(linear, spec, {})
+        require_kernel(linear, spec)
