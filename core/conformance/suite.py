@@ -69,10 +69,17 @@ class InjectedFault(RuntimeError):
 
 
 @contextmanager
-def running(plugin: Plugin, files: ModelFiles, options: EngineOptions) -> Iterator[Engine]:
-    """An engine on that plugin, in this process."""
+def running(
+    plugin: Plugin, files: ModelFiles, options: EngineOptions, *, quantize: str | None = None
+) -> Iterator[Engine]:
+    """An engine on that plugin, in this process. `quantize`: --quantize."""
     launch = EngineLaunch(
-        commands="", events="", files=files, backend=plugin.info.name, options=options
+        commands="",
+        events="",
+        files=files,
+        backend=plugin.info.name,
+        options=options,
+        quantize=quantize,
     )
     probe = plugin.probe()
     assert probe.available, probe.reason
