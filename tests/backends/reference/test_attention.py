@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chipset.backends.attention import AttentionParams
+from chipset.backends.conformance.held import held, off_ties
 from chipset.backends.options import AttentionSpec
 from chipset.backends.reference.attention import ReferenceAttention, attention_arrays
 from chipset.backends.reference.kv_cache import PagedCache
@@ -24,6 +25,21 @@ PLAIN = AttentionSpec(num_heads=4, num_kv_heads=2, head_size=8, value_size=8, sc
 
 def i32(values: object) -> np.ndarray:
     return np.ascontiguousarray(np.array(values, dtype=np.int32))
+
+
+def garbage(shape: tuple[int, ...], spec: AttentionSpec, dtype: torch.dtype) -> PagedCache:
+    """Of one layer; shape [blocks, B, Hkv]."""
+    is_scaled = dtype == torch.int8
+    filler = 99 if is_scaled else torch.nan
+    scales = [{0: torch.full(shape, torch.nan)} if is_scaled else {} for _ in range(2)]
+    return PagedCache(
+        keys={0: torch.full((*shape, spec.head_size), filler, dtype=dtype)},
+        values={0: torch.full((*shape, spec.value_size), filler, dtype=dtype)},
+        key_scales=scales[0],
+        value_scales=scales[1],
+        last_ids=torch.zeros(1),
+        counts=torch.zeros(1, 0),
+    )
 
 
 class Reference:
@@ -72,6 +88,7 @@ class Texts:
         self.q = [self.random(n, spec.num_heads, spec.head_size).to(dtype) for n in lengths]
         self.k = [self.random(n, spec.num_kv_heads, spec.head_size).to(dtype) for n in lengths]
         self.v = [self.random(n, spec.num_kv_heads, spec.value_size).to(dtype) for n in lengths]
+        self.given = self.k, self.v
         self.params = AttentionParams(
             sinks=self.random(spec.num_heads) if spec.sinks else None,
             alibi_slopes=self.random(spec.num_heads).abs() if spec.alibi else None,
@@ -81,9 +98,7 @@ class Texts:
         blocks = torch.randperm(len(lengths) * self.width, generator=self.generator) + 1
         self.table = i32(blocks.reshape(len(lengths), self.width).numpy())
         shape = (len(lengths) * self.width + 1, block_size, spec.num_kv_heads)
-        nan = torch.full((*shape, spec.head_size), torch.nan, dtype=kv_dtype or dtype)
-        wide = torch.full((*shape, spec.value_size), torch.nan, dtype=kv_dtype or dtype)
-        self.cache = PagedCache({0: nan}, {0: wide}, {}, {}, torch.zeros(1), torch.zeros(1, 0))
+        self.cache = garbage(shape, spec, kv_dtype or dtype)
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
@@ -96,7 +111,7 @@ class Texts:
         took = [slice(self.computed[r], self.computed[r] + n) for r, n in tokens.items()]
         q, k, v = (
             torch.cat([x[r][at] for r, at in zip(tokens, took, strict=True)])
-            for x in (self.q, self.k, self.v)
+            for x in (self.q, *self.given)
         )
         q, k, v = (torch.cat((x, x.new_full((pad_tokens, *x.shape[1:]), 3.0))) for x in (q, k, v))
         out, self.cache = self.served.attention.attend(
@@ -272,6 +287,31 @@ def test_bfloat16_stays_near(
     texts.check({0: 9, 1: 3}, tolerance=0.05)
     texts.check({0: 3, 1: 7}, tolerance=0.05)
     texts.check({0: 1, 1: 1}, tolerance=0.05)
+
+
+@pytest.mark.parametrize("spec", [PLAIN, VARIANTS["all at once"]], ids=["plain", "all at once"])
+@pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "float8_e5m2", "int8"])
+def test_a_cache_of_one_byte_is_attended_to_as_it_is_held(
+    served: Reference | CPU, spec: AttentionSpec, kv_dtype: str
+) -> None:
+    texts = Texts(served, spec, [13, 11], kv_dtype=getattr(torch, kv_dtype))
+    scales = {"k": 1.0, "v": 1.0}
+    if kv_dtype != "int8":
+        scales = {"k": 0.125, "v": 4.0}
+        texts.params = replace(
+            texts.params,
+            key_scale=torch.tensor(scales["k"]),
+            value_scale=torch.tensor(scales["v"]),
+        )
+    texts.k, texts.v = ([off_ties(x) for x in side] for side in (texts.k, texts.v))
+    texts.given = texts.k, texts.v
+    texts.k, texts.v = (
+        [torch.from_numpy(held(x, kv_dtype, scale=scales[name], fp8_max=None).worth) for x in side]
+        for name, side in zip("kv", texts.given, strict=True)
+    )
+    texts.check({0: 9, 1: 3})
+    texts.check({0: 3, 1: 7})
+    texts.check({0: 1, 1: 1})
 
 
 def test_only_causal_attention_is_served(served: Reference | CPU) -> None:

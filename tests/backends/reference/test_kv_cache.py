@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,49 @@ def test_what_is_imported_is_exported_again(
         assert x.dtype == dtype
         assert torch.equal(x[:, :BLOCK], y[:, BLOCK:])
         assert torch.equal(x[:, BLOCK:], y[:, :BLOCK])
+
+
+@pytest.fixture(params=[True, False], ids=["in place", "functional"])
+def int8(request: pytest.FixtureRequest, launch: MakeLaunch) -> ReferenceKVCache:
+    """Whose second group holds int8."""
+    made = launch()
+    full, sliding = made.model.groups
+    groups = (full, replace(sliding, dtype="int8"))
+    made = replace(made, model=replace(made.model, groups=groups))
+    return ReferenceKVCache(HostRuntime(), made, in_place=request.param)
+
+
+def int8_blob(num_blocks: int) -> KVBlob:
+    size = (1, num_blocks * BLOCK, 2)
+    return KVBlob(
+        keys=torch.randint(-127, 128, (*size, 8), dtype=torch.int8),
+        values=torch.randint(-127, 128, (*size, 6), dtype=torch.int8),
+        heads=(0, 2),
+        key_scales=torch.rand(size),
+        value_scales=torch.rand(size),
+    )
+
+
+def expect_equal(found: KVBlob, wanted: KVBlob) -> None:
+    for name in ("keys", "values", "key_scales", "value_scales"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+
+
+def test_scales_are_counted_and_allocated(int8: ReferenceKVCache) -> None:
+    cache, (full, sliding) = allocated(int8), int8.launch.model.groups
+    assert int8.block_bytes(sliding) == BLOCK * 2 * (8 + 6 + 2 * 4)
+    tensors = [t for pages in cache[:4] for t in pages.values()]
+    bytes_ = 6 * int8.block_bytes(full) + 4 * int8.block_bytes(sliding)
+    assert sum(t.nbytes for t in tensors) == bytes_
+    assert cache.key_scales.keys() == {1}
+
+
+def test_scales_go_where_their_numbers_go(int8: ReferenceKVCache) -> None:
+    given = int8_blob(2)
+    cache = int8.import_blocks(allocated(int8), 1, i32(3, 1), given)
+    expect_equal(int8.export_blocks(cache, 1, i32(3, 1)).result(), given)
+    cache = int8.copy_blocks(cache, 1, i32([1, 2], [3, 1], [0, 0]))
+    expect_equal(int8.export_blocks(cache, 1, i32(1, 2)).result(), given)
 
 
 def test_an_export_is_no_view_of_the_cache(kv: ReferenceKVCache) -> None:
