@@ -35,7 +35,6 @@ MAX_EXPERTS: Final = 2**9
 
 NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
-        "quantization_config": (),
         "compression_config": (),
         "is_encoder_decoder": (False,),
         "add_cross_attention": (False,),

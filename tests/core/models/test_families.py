@@ -152,7 +152,7 @@ def test_keys_that_name_code_change_nothing(architecture: str) -> None:
     ("change", "named"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*LlamaForCausalLM"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"compression_config": {"format": "dense"}}, "compression_config"),
         ({"hidden_act": "xielu"}, "xielu.*silu"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic.*llama3"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, "mrope"),
