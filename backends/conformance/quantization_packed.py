@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..capabilities import Capabilities
+from ..errors import Incompatible
+from ..formats import CheckpointFormat
 from ..options import EngineOptions
 from ..plugin import Plugin
 from ..quantization import Linear, LinearSpec, WeightFormat
+from ..registry import Registry
 from ..step import F32
 from .ops import DTYPES
 from .packed_weights import F64, FORMATS, QUICK, format_name, input_slack, make_packed, worth
@@ -86,6 +89,10 @@ class Layer:
 
 class PackedSuite(Suite):
     """Packed weights; what a backend has no kernel for is skipped, with the reason that it gives."""
+
+    def make_formats(self) -> Sequence[CheckpointFormat]:
+        """Formats that come beside the plugin under test; whoever overrides make_plugin may override this."""
+        return Registry.discover().formats(self.backend) if self.backend else ()
 
     @pytest.fixture(params=DTYPES)
     def packed_bench(
@@ -173,6 +180,15 @@ class PackedSuite(Suite):
                     assert verdict.kernel
                     assert verdict.reason.strip(), f"{verdict.kernel} gives no reason"
 
+    def test_a_format_that_the_plugin_brings_is_multiplied_as_it_says(
+        self, packed_bench: LinearBench
+    ) -> None:
+        found = [self._made_layer(packed_bench, form) for form in self.make_formats()]
+        layers = [layer for layer in found if layer is not None]
+        self.require(layers, "no format of its own that is made while loading, with a kernel")
+        for layer in layers:
+            self._check_layer(packed_bench, layer)
+
     def test_a_kind_that_no_plugin_brought_is_refused(self, packed_bench: LinearBench) -> None:
         spec = _spec(packed_bench, WeightFormat(kind="nobody's"), (OUT,))
         assert _refusal(packed_bench.session.backend.linear, spec)
@@ -198,6 +214,27 @@ class PackedSuite(Suite):
         if bias:
             tensors["bias"] = bench.random(spec.out_features, seed=2)
         return Layer(spec=spec, tensors=tensors, x=x, weight=found)
+
+    def _made_layer(self, bench: LinearBench, form: CheckpointFormat) -> Layer | None:
+        """Of a plain weight; None where the format only reads files of its own, or no kernel takes it."""
+        name = "model.layers.0.mlp.down_proj"
+        try:
+            scheme = form.read(None)
+        except Incompatible:
+            return None
+        if set(scheme.stored(name, IN, OUT) or ()) != {"weight"}:
+            return None
+        plain = bench.random(OUT, IN, seed=1, scale=IN**-0.5).float()
+        packed = scheme.pack(name, {"weight": plain.clone()})
+        told = scheme.dequantise(packed)
+        weight = worth(packed.format, packed.tensors, IN) if told is None else told.double().numpy()
+        off = np.linalg.norm(weight - plain.numpy()) / np.linalg.norm(plain.numpy())
+        assert off < 0.5, f"{form.name} is off by {off:.0%} of the weight"
+        spec = _spec(bench, packed.format, (OUT,))
+        if _refusal(bench.session.backend.linear, spec) is not None:
+            return None
+        x = bench.random(NUM_TOKENS, IN, seed=3)
+        return Layer(spec=spec, tensors=packed.tensors, x=x, weight=weight)
 
     def _build_packed(self, bench: LinearBench, layer: Layer) -> nn.Module:
         # copies, for what is built may keep them, and repack them in place
