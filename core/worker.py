@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from ..backends.backend import check_members
-from ..backends.errors import Incompatible
 from ..backends.formats import CheckpointFormat, Scheme
 from ..backends.plugin import Launch, Plugin
 from .errors import NotEnoughMemory
@@ -17,6 +16,7 @@ from .loading.weights import open_weights
 from .models.build import build_decoder
 from .models.config import ModelConfig
 from .models.shard import Shard
+from .quantization.select import choose_scheme
 from .runner import Runner
 
 
@@ -25,7 +25,7 @@ def load_runner(
     plugin: Plugin,
     config: ModelConfig,
     files: ModelFiles,
-    scheme: Scheme | None,  # noqa: ARG001
+    scheme: Scheme | None,
     report: Report,
 ) -> Runner:
     """Create the backend and load what its rank holds. `scheme`: how the weights are packed; None: they are plain."""
@@ -39,6 +39,7 @@ def load_runner(
                 backend,
                 open_weights(files),
                 shard=shard_of(launch),
+                scheme=scheme,
                 progress=lambda done, total: report("load", done, total, "B"),
             )
     except MemoryError:
@@ -60,14 +61,11 @@ def shard_of(launch: Launch) -> Shard:
 
 
 def scheme_of(
-    files: ModelFiles,  # noqa: ARG001
-    quantize: str | None,
-    own: Sequence[CheckpointFormat],  # noqa: ARG001
+    files: ModelFiles, quantize: str | None, own: Sequence[CheckpointFormat]
 ) -> Scheme | None:
-    """How the weights are packed; `own` are the formats that the plugin brings. Raises Incompatible."""
-    if quantize is not None:
-        raise Incompatible(f"--quantize {quantize}: not served; leave it out")
-    return None
+    """How the weights are packed, or are to be; `own` are the formats that the plugin brings. Raises Incompatible."""
+    is_gguf = files.weights[0].suffix.lower() == ".gguf"
+    return choose_scheme(files.config, quantize, own, weights_are_gguf=is_gguf)
 
 
 def human_size(num_bytes: int) -> str:
