@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chipset.backends.conformance.session import make_launch
+from chipset.backends.conformance.suite import small_model
 from chipset.backends.options import EngineOptions, ParallelOptions
 from chipset.core.conformance.checkpoint import FULL, make_checkpoint
 from chipset.core.conformance.suite import running
@@ -52,7 +54,7 @@ def packed(plain, tmp_path_factory):
             continue
         beads = encode(tensor)
         found["beads"] |= {name.replace("weight", kind): t for kind, t in beads.items()}
-        found["numbers"][name] = decode(beads["weight"]) * beads["scale"]
+        found["numbers"][name] = decode(beads["weight"]) * beads["scale"][:, None]
     for name, tensors in found.items():
         save_file(tensors, files[name].weights[0])
     config = json.loads(files["beads"].config.read_text())
@@ -77,7 +79,10 @@ def test_a_model_that_fits_the_format_keeps_its_text(packed) -> None:
 
 
 def test_packing_while_loading_gives_what_the_files_would_hold(plain, packed) -> None:
-    assert Answers(plain, quantize="abacus").texts == Answers(packed["beads"]).texts
+    found = Answers(plain, quantize="abacus")
+    assert found.texts == Answers(packed["beads"]).texts
+    assert found.kernels["abacus by beads"] == NUM_PACKED
+    assert found.texts != Answers(plain).texts
 
 
 def test_every_part_of_its_own_ran(packed) -> None:
@@ -95,9 +100,5 @@ def test_two_ranks_give_the_text_of_one_by_its_own_sum(packed) -> None:
 
 
 def test_shapes_are_few() -> None:
-    plugin = AbacusPlugin()
-    from chipset.backends.conformance.session import make_launch
-    from chipset.backends.conformance.suite import small_model
-
-    shapes = make_launch(plugin, small_model(), EngineOptions(max_batch_rows=64)).shapes
+    shapes = make_launch(AbacusPlugin(), small_model(), EngineOptions(max_batch_rows=64)).shapes
     assert len(shapes.buckets(1000)) <= 8

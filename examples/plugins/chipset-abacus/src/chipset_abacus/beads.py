@@ -20,10 +20,10 @@ def values() -> Tensor:
 
 
 def encode(weight: Tensor) -> dict[str, Tensor]:
-    """[..., N, K] -> weight u8 [..., N, K], the nearest bytes, and scale f32 [..., N, 1]."""
-    scale = weight.float().abs().amax(-1, keepdim=True).clamp(min=1e-30) / 2
+    """[..., N, K] -> weight u8 [..., N, K], the nearest bytes, and scale f32 [..., N]."""
+    scale = weight.float().abs().amax(-1).clamp(min=1e-30) / 2
     ordered, byte = values().sort()
-    nearest = torch.bucketize(weight / scale, (ordered[1:] + ordered[:-1]) / 2)
+    nearest = torch.bucketize(weight / scale[..., None], (ordered[1:] + ordered[:-1]) / 2)
     return {"weight": byte[nearest].to(torch.uint8), "scale": scale}
 
 
@@ -33,7 +33,7 @@ def decode(codes: Tensor) -> Tensor:
 
 
 class AbacusScheme(Scheme):
-    """weight u8 [N, K] and scale f32 [N, 1] for every layer but the head, stored so or made while loading."""
+    """weight u8 [N, K] and scale f32 [N] for each layer NAME_proj, stored so or made while loading."""
 
     name = "abacus"
 
@@ -42,9 +42,10 @@ class AbacusScheme(Scheme):
 
     def stored(self, module: str, in_features: int, out_features: int) -> Mapping[str, StoredTensor] | None:
         """See Scheme.stored."""
-        beads = StoredTensor(dtypes=("uint8",), axes=(Axis(of="out"), Axis(of="in")))
-        scale = StoredTensor(dtypes=("float32",), axes=(Axis(of="out"), Axis(of="none", size=1)))
-        return {"weight": beads, "scale": scale} if self.is_stored and module != "lm_head" else None
+        axes = (Axis(of="out"), Axis(of="in"))
+        weight = StoredTensor(dtypes=("uint8",) if self.is_stored else ("float32", "bfloat16", "float16"), axes=axes)
+        scale = {"scale": StoredTensor(dtypes=("float32",), axes=axes[:1])} if self.is_stored else {}
+        return {"weight": weight, **scale} if module.endswith("_proj") else None
 
     def pack(self, module: str, tensors: Mapping[str, Tensor]) -> Packed:
         """See Scheme.pack."""
@@ -52,7 +53,7 @@ class AbacusScheme(Scheme):
 
     def dequantise(self, packed: Packed) -> Tensor:
         """See Scheme.dequantise."""
-        return decode(packed.tensors["weight"]) * packed.tensors["scale"]
+        return decode(packed.tensors["weight"]) * packed.tensors["scale"][..., None]
 
 
 class AbacusLinear(Counting, ReferenceLinear):
@@ -75,7 +76,7 @@ class BeadLinear(PlainLinear):
 
     def __init__(self, spec: LinearSpec, tensors: Mapping[str, Tensor], counters: Counters) -> None:
         super().__init__(spec, tensors["weight"], tensors.get("bias"))
-        self.scale = nn.Buffer(tensors["scale"].reshape(-1))
+        self.scale = nn.Buffer(tensors["scale"])
         self.counters = counters
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
