@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,21 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Of eight outputs, the one whose nibble comes first, second, … in a word."""
+
+GGUF_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,3 +254,72 @@ def write_checkpoint(
     (folder / "config.json").write_text(text)
     save_file(stored, folder / "model.safetensors")
     return values
+
+
+def rounded(weight: Tensor, kind: str) -> Tensor:
+    """What a weight is worth that is quantised while it is loaded: int8 and fp8 have a scale for each row, int4 scales
+    and zero points for groups of 64 inputs.
+    """
+    if kind == "int4":
+        groups = weight.view(len(weight), -1, 64)
+        low, high = groups.amin(2, True).clamp(max=0), groups.amax(2, True).clamp(min=0)
+        scale = torch.where(low == high, 1.0, (high - low) / 15)
+        zero = (-low / scale).round()
+        numbers = ((groups / scale).round() + zero).clamp(0, 15)
+        return (scale * (numbers - zero)).view(weight.shape)
+    largest = {"int8": 127, "fp8": 448}[kind]
+    scale = weight.abs().amax(1, keepdim=True) / largest
+    scale = torch.where(scale == 0, 1.0, scale)
+    if kind == "int8":
+        return (weight / scale).round() * scale
+    return (weight / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def write_gguf(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str, path: Path
+) -> dict[str, Tensor]:
+    """A Llama whose layers have a type of ggml's, quantised and valued by the gguf package; others are F32."""
+    values: dict[str, Tensor] = {}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    for name, tensor in tensors.items():
+        stored, values[name] = tensor.float().numpy(), tensor.float()
+        there = gguf_name(name)
+        if not is_quantised(name, tensor):
+            writer.add_tensor(there, stored)
+            continue
+        type_ = gguf.GGMLQuantizationType[kind]
+        heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+        is_turned = "q_proj" in name or "k_proj" in name
+        raw = gguf.quantize(interleave(stored, heads) if is_turned else stored, type_)
+        value = gguf.dequantize(raw, type_)
+        values[name] = torch.from_numpy(separate(value, heads) if is_turned else value)
+        writer.add_tensor(there, raw, raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return values
+
+
+def gguf_name(name: str) -> str:
+    """ "model.layers.3.mlp.up_proj.weight" -> "blk.3.ffn_up.weight" """
+    names = {ours: theirs for theirs, ours in GGUF_NAMES.items()}
+    module = name.removesuffix(".weight")
+    if not module.startswith("model.layers."):
+        return f"{names[module]}.weight"
+    layer, stem = module.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{layer}.{names[stem]}.weight"
+
+
+def interleave(rows: Floats, num_heads: int) -> Floats:
+    """Of each head, the rows of its halves in turn, as GGUF has those of Llama's q and k."""
+    halves = rows.reshape(num_heads, 2, -1, rows.shape[1])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def separate(rows: Floats, num_heads: int) -> Floats:
+    """The other way."""
+    halves = rows.reshape(num_heads, -1, 2, rows.shape[1])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
