@@ -139,6 +139,8 @@ class Checkpoint:
         if stored is None or plain is None:
             return stored
         dtype = self._source.weights[self._names[plain]].dtype
+        if layer.stays_plain and dtype in _PLAIN_DTYPES:
+            return None
         others = [
             kind for kind in stored if kind != "weight" and f"{layer.name}.{kind}" in self._names
         ]
@@ -232,9 +234,10 @@ def _twice(name: str) -> ModelFormatError:
 
 
 def _unit(stored: Mapping[str, StoredTensor], of: Literal["out", "in"]) -> int:
-    """Features that whole entries of all tensors stand for."""
+    """Features that whole entries of all tensors stand for; an even number of inputs, for int4 comes in pairs."""
     return lcm(
-        *(axis.features for tensor in stored.values() for axis in tensor.axes if axis.of == of)
+        2 if of == "in" else 1,
+        *(axis.features for tensor in stored.values() for axis in tensor.axes if axis.of == of),
     )
 
 

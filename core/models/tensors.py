@@ -44,6 +44,8 @@ class Layer:
     kinds: tuple[str, ...] = ("weight",)
     """Its tensors: weight, bias."""
     stack: Stack | None = None
+    stays_plain: bool = False
+    """It is not packed while it loads: a few numbers that decide much, or a table whose rows are looked up."""
 
     def tensor_shape(self, kind: str) -> Shape:
         """Of one of `kinds`."""
@@ -226,7 +228,12 @@ class _Builder:
         hidden, kinds = self._config.hidden_size, _kinds(bias)
         rows = [num_rows for num_rows, _ in parts]
         if len(sources) == 1:
-            layer = Layer(name=sources[0], shape=(sum(rows), hidden), kinds=kinds)
+            layer = Layer(
+                name=sources[0],
+                shape=(sum(rows), hidden),
+                kinds=kinds,
+                stays_plain=name in ("embedding", "head"),
+            )
             takes = _fused(layer, parts) if head_size is None else _by_head(layer, parts, head_size)
         else:
             takes = tuple(
@@ -263,7 +270,9 @@ class _Builder:
         config, names, base = self._config, self._names, there + self._names.experts
         hidden, num_experts = whole(config.hidden_size), config.num_experts
         inner = self._shard.even(config.intermediate_size)
-        router = Layer(name=there + names.router, shape=(num_experts, config.hidden_size))
+        router = Layer(
+            name=there + names.router, shape=(num_experts, config.hidden_size), stays_plain=True
+        )
         self.layout.modules[f"{here}router"] = Module(
             name=f"{here}router",
             takes=((Take(layer=router, rows=whole(num_experts)),),),

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from chipset.backends.backend import Backend
 from chipset.backends.collectives import Collectives
+from chipset.backends.formats import Scheme
 from chipset.backends.kv_cache import KVBlob, KVPlan
 from chipset.backends.options import EngineOptions, ModelSpec
 from chipset.backends.plugin import Launch, WorkerSpec
+from chipset.backends.quantization import Linear
+from chipset.backends.runtime import Runtime
 from chipset.backends.shapes import Bucket, Phase
 from chipset.backends.step import SamplingBatch, StepBatch
 from chipset.core.files import ModelFiles
@@ -175,22 +178,30 @@ class Session:
         weights: Weights = lambda stream: stream,
         shard: Shard = WHOLE,
         comm: Collectives | None = None,
+        scheme: Scheme | None = None,
+        linear: Callable[[Runtime], Linear] | None = None,
+        source: WeightSource | None = None,
     ) -> None:
         self.spec = model_spec(config, dtype=dtype, max_context=max_context, shard=shard)
         self.backend = cpu_backend(self.spec)
         self.backend.comm = comm or self.backend.comm
+        if linear is not None:
+            self.backend.linear = linear(self.backend.runtime)
         layout = checkpoint_layout(config)
         known = layout.tensors.keys() | {
             layer.stack.tensor for layer in layout.layers.values() if layer.stack is not None
         }
-        wanted = TensorSource(
+        wanted = source or TensorSource(
             (name, tensor)
             for name, tensor in weights(checkpoint.weights())
             if layout.canonical(name) in known
         )
         with torch.inference_mode():
-            built = build_decoder(config, self.spec, self.backend, wanted, shard=shard)
+            built = build_decoder(
+                config, self.spec, self.backend, wanted, shard=shard, scheme=scheme
+            )
             self.model: Decoder = built.model
+            self.report = built.report
             self.step = self.backend.compiler.wrap("model", self.model)
             self.tables, self.cache = self._allocate(num_rows=2, max_context=max_context)
 

@@ -35,7 +35,12 @@ class Ranks:
                 raise
 
         with ThreadPoolExecutor(self.size) as pool:
-            return list(pool.map(one, range(self.size)))
+            futures = [pool.submit(one, rank) for rank in range(self.size)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        errors.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
+        if errors:
+            raise errors[0]
+        return [future.result() for future in futures]
 
 
 class ThreadRank(Collectives):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chipset.backends.quantization import LinearSpec, Verdict
 from chipset.backends.reference.quantization import ReferenceLinear
@@ -15,11 +15,12 @@ from chipset.core.layers.linear import require_kernel
 from chipset.core.models.build import build_decoder
 from chipset.core.models.config import ModelConfig
 from chipset.core.models.decoder import Decoder
+from chipset.core.models.report import held_bytes
 from chipset.core.models.spec import model_spec
 from chipset.core.models.tensors import checkpoint_layout
 
 from .cases import CASES, Case
-from .harness import MAX_CONTEXT, Checkpoint, TensorSource, cpu_backend, run
+from .harness import MAX_CONTEXT, Checkpoint, Session, TensorSource, cpu_backend, run
 
 BY_NAME = {case.name: case for case in CASES}
 Make = Callable[[Case], Checkpoint]
@@ -161,6 +162,75 @@ def test_progress_counts_every_byte(checkpoint: Checkpoint) -> None:
     assert seen[-1] == (total, total)
     assert seen == sorted(seen)
     assert len(seen) > checkpoint.config.num_layers
+
+
+def test_held_bytes_are_those_of_every_buffer_once(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    session = Session(checkpoint, checkpoint.config)
+    tables = 2 * MAX_CONTEXT * 4 * 4  # cos and sin of half a head, in float32
+    parameters = checkpoint_layout(checkpoint.config).num_parameters
+    assert session.report.held_bytes == 4 * parameters + tables
+    assert sum(session.report.kernels.values()) == 4 * checkpoint.config.num_layers + 1
+
+
+def test_views_hold_their_whole_storage() -> None:
+    module = nn.Module()
+    module.register_buffer("a", torch.zeros(10)[:2])
+    module.register_buffer("b", module.a)
+    module.register_parameter("c", nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))
+    assert held_bytes(module) == 40 + 6
+
+
+ATTENTION = "model.layers.1.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (f"{ATTENTION}.k_scale", f"{ATTENTION}.v_scale"),
+        (f"{ATTENTION}.attn.k_scale", f"{ATTENTION}.attn.v_scale"),
+        (f"{ATTENTION}.k_proj.k_scale", f"{ATTENTION}.v_proj.v_scale"),
+    ],
+)
+def test_scales_of_a_float8_cache_reach_its_layer(
+    key: str, value: str, checkpoint_of: Make
+) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    scales = [(key, torch.tensor(0.5)), (value, torch.tensor([0.25]))]
+    for kv_dtype, wanted in (("float8_e4m3fn", [0.5, 0.25]), ("auto", [None, None])):
+        spec = model_spec(
+            checkpoint.config, dtype="float32", kv_dtype=kv_dtype, max_context=MAX_CONTEXT
+        )
+        source = TensorSource([*checkpoint.weights(), *scales])
+        plain = model_spec(checkpoint.config, dtype="float32", max_context=MAX_CONTEXT)
+        built = build_decoder(checkpoint.config, spec, cpu_backend(plain), source)
+        attention = built.model.layers[1].attention
+        found = attention.key_scale, attention.value_scale
+        assert [None if scale is None else scale.item() for scale in found] == wanted
+        assert built.model.layers[0].attention.key_scale is None
+        assert kv_dtype == "auto" or {scale.dtype for scale in found} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ([(f"{ATTENTION}.k_scale", torch.zeros(()))], r"k_scale is 0\.0 and must be"),
+        ([(f"{ATTENTION}.v_scale", torch.tensor(float("nan")))], "v_scale is nan"),
+        ([(f"{ATTENTION}.k_scale", torch.ones(2))], r"k_scale is float32 \[2\]"),
+        ([(f"{ATTENTION}.k_scale", torch.ones((), dtype=torch.int32))], "k_scale is int32"),
+        (
+            [(f"{ATTENTION}.{name}", torch.ones(())) for name in ("k_scale", "attn.k_scale")],
+            "k_scale twice",
+        ),
+        ([(f"{ATTENTION}.q_scale", torch.ones(()))], "q_scale, for which"),
+    ],
+)
+def test_malformed_scales_of_a_cache_are_named(
+    extra: list[tuple[str, Tensor]], reason: str, checkpoint_of: Make
+) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    with pytest.raises(ModelFormatError, match=reason):
+        build(checkpoint.config, [*checkpoint.weights(), *extra])
 
 
 class NoKernel(ReferenceLinear):
