@@ -227,8 +227,9 @@ def fp8_recipe(scales: str | tuple[int, int], *, static: bool = False) -> Recipe
 
 
 def is_quantised(name: str, tensor: Tensor) -> bool:
-    """Linear layers of attention and MLP, as those tools choose them."""
-    return name.endswith("_proj.weight") and tensor.dim() == 2
+    """Linear layers of attention, MLP and experts, as those tools choose them."""
+    layers = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+    return name.endswith(layers) and tensor.dim() == 2
 
 
 def write_checkpoint(

@@ -20,9 +20,9 @@ from quantizers import (
     write_checkpoint,
     write_gguf,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from chipset.core.files import ModelFiles
 from chipset.core.loading.gguf_source import GgufSource
@@ -82,19 +82,21 @@ def default_model() -> PlainModel:
     )
 
 
-def small_model(seed: int = 0, **settings: Any) -> PlainModel:
-    """A random Llama, whose texts mean nothing."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(**{**SMALL, **settings})
-    model = AutoModelForCausalLM.from_config(config)
+def small_model(config: PretrainedConfig | None = None) -> PlainModel:
+    """A random one, whose texts mean nothing; a Llama where nothing else is asked for."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config or LlamaConfig(**SMALL))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1)
-    return PlainModel(
-        name="a small random Llama",
-        config={**config.to_dict(), "architectures": ["LlamaForCausalLM"]},
-        tensors={name: tensor.clone() for name, tensor in model.state_dict().items()},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        # the names of tensors are those of files, not those of modules
+        model.save_pretrained(folder)
+        return PlainModel(
+            name="a small random Llama" if config is None else config.model_type,
+            config=json.loads((Path(folder) / "config.json").read_text()),
+            tensors=load_file(Path(folder) / "model.safetensors"),
+        )
 
 
 def transformers_model(config: Mapping[str, Any], values: Mapping[str, Tensor]) -> torch.nn.Module:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from forced_logits import ForcedModel
 from quantised_models import (
+    SMALL,
     Format,
     PlainModel,
     formats,
@@ -16,6 +17,7 @@ from quantised_models import (
     transformers_logits,
     transformers_model,
 )
+from transformers import LlamaConfig, MixtralConfig
 
 from chipset.core.loading.weights import open_weights
 from chipset.core.models.families import load_config
@@ -34,15 +36,34 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model() -> PlainModel:
-    return small_model(num_hidden_layers=1)
+def dense() -> PlainModel:
+    return small_model(LlamaConfig(**{**SMALL, "num_hidden_layers": 1}))
+
+
+@pytest.fixture(scope="module")
+def mixture() -> PlainModel:
+    sizes = {"num_local_experts": 4, "intermediate_size": 128, "num_hidden_layers": 1}
+    return small_model(MixtralConfig(**{**SMALL, **sizes}))
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_logits_are_those_of_the_weights_that_were_meant(
-    form: Format, model: PlainModel, tmp_path: Path
+def test_a_dense_model_computes_with_the_weights_that_were_meant(
+    form: Format, dense: PlainModel, tmp_path: Path
 ) -> None:
-    quantised = form.write(model, tmp_path)
+    assert_worth(form, dense, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in FORMATS if "GGUF" not in form.name], ids=lambda form: form.name
+)
+def test_experts_compute_with_the_weights_that_were_meant(
+    form: Format, mixture: PlainModel, tmp_path: Path
+) -> None:
+    assert_worth(form, mixture, tmp_path)
+
+
+def assert_worth(form: Format, model: PlainModel, folder: Path) -> None:
+    quantised = form.write(model, folder)
     files = quantised.files
     ours = ForcedModel(
         load_config(files.config),

@@ -18,7 +18,7 @@ E4M3 = torch.float8_e4m3fn
 
 
 def test_blocks_of_fp8_are_worth_what_transformers_says(tmp_path: Path) -> None:
-    model, recipe = small_model(num_hidden_layers=1), fp8_recipe((128, 128))
+    model, recipe = small_model(), fp8_recipe((128, 128))
     write_checkpoint(model.config, model.tensors, recipe, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path,
@@ -28,7 +28,7 @@ def test_blocks_of_fp8_are_worth_what_transformers_says(tmp_path: Path) -> None:
     theirs = loaded.state_dict()
     stored = load_file(tmp_path / "model.safetensors")
     modules = [name.removesuffix(".weight") for name, t in stored.items() if t.dtype == E4M3]
-    assert len(modules) == 7
+    assert len(modules) == 14
     for module in modules:
         tensors = {kind: stored[f"{module}.{kind}"] for kind in ("weight", "weight_scale_inv")}
         ours = dequantise(scheme(recipe).pack(module, tensors))
