@@ -49,7 +49,8 @@ def dequantise(packed: Packed) -> Tensor:
         name: grid.select(packed.tensors[name], Grid(1, 1), rows, columns)
         for name in _on_grid(packed)
     }
-    weight = each["scale"] * (weight - each.get("zero_point", _middle(packed)))
+    # in place, for this is as large as the weight of a plain model
+    weight.sub_(each.get("zero_point", _middle(packed))).mul_(each["scale"])
     if not form.permuted:
         return weight
     # the gaps go into one column more than there are inputs
