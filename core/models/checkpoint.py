@@ -242,9 +242,9 @@ def _unit(stored: Mapping[str, StoredTensor], of: Literal["out", "in"]) -> int:
 
 
 def _enclosing(span: Span, unit: int, total: int) -> range:
-    """At least one unit, for nothing can be packed of nothing."""
-    first = min(span.start, total - 1) // unit * unit
-    return range(first, min(total, max(-(-span.stop // unit) * unit, first + unit)))
+    """Of an empty span as many as it has, from the first on: nothing can be packed of nothing."""
+    start, stop = (span.start, span.stop) if span.num_held else (0, span.size)
+    return range(start // unit * unit, min(total, -(-stop // unit) * unit))
 
 
 def _entries(axis: Axis, rows: range, columns: range) -> slice:
