@@ -5,7 +5,7 @@ Only keys that count are ever gathered, so whatever else lies in the cache reach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor
 from ...backends.attention import Attention, AttentionParams
 from ...backends.kv_cache import Cache
 from ...backends.options import AttentionSpec
-from ...backends.reference.kv_cache import PagedCache
 from ...backends.reference.kv_numbers import is_float8, narrow
 from ...backends.step import DeviceInputs
 from .gathered import Gathered
@@ -49,9 +48,11 @@ class CPUAttention(Attention):
     ) -> tuple[Tensor, Cache]:
         """See Attention.attend; the cache is written in place."""
         assert isinstance(inputs, AttentionInputs)
-        _write(layer, k, v, cache, inputs.targets(spec.group), params)
-        keys, values = cache.keys[layer], cache.values[layer]
-        key_scales, value_scales = cache.key_scales.get(layer), cache.value_scales.get(layer)
+        at = inputs.targets(spec.group)
+        keys, key_scales = _slots(layer, cache.keys, cache.key_scales)
+        values, value_scales = _slots(layer, cache.values, cache.value_scales)
+        _write(k[: len(at)], at, keys, key_scales, params.key_scale)
+        _write(v[: len(at)], at, values, value_scales, params.value_scale)
         has_scale = is_float8(keys.dtype)
         if has_scale and params.key_scale is not None:
             # q of k * scale is q * scale of k, and there are fewer of q
@@ -61,11 +62,8 @@ class CPUAttention(Attention):
         out = q.new_zeros(q.shape[0], spec.num_heads, spec.value_size)
         for part in parts:
             queries = q[part.tokens].reshape(len(part.query_index), -1, *q.shape[1:])
-            part_keys = self._keys.take(keys, key_scales, part.slots, q.dtype)
-            part_values = self._values.take(values, value_scales, part.slots, q.dtype)
-            part_keys, part_values = (
-                x.view(*part.key_index.shape, *x.shape[1:]) for x in (part_keys, part_values)
-            )
+            part_keys = self._keys.take(keys, key_scales, part, q.dtype)
+            part_values = self._values.take(values, value_scales, part, q.dtype)
             if written_out:
                 found = _attend(spec, part, queries, part_keys, part_values, params)
             else:
@@ -76,23 +74,25 @@ class CPUAttention(Attention):
         return out, cache
 
 
+def _slots(
+    layer: int, pages: Mapping[int, Tensor], scales: Mapping[int, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Views by token slot: [slots, H, D], and [slots, H] where there are scales."""
+    found = scales.get(layer)
+    return pages[layer].flatten(0, 1), None if found is None else found.flatten(0, 1)
+
+
 def _write(
-    layer: int, k: Tensor, v: Tensor, cache: PagedCache, at: Tensor, params: AttentionParams
+    x: Tensor, at: Tensor, slots: Tensor, slot_scales: Tensor | None, scale: Tensor | None
 ) -> None:
-    """k [T, Hkv, D] and v [T, Hkv, Dv] at the token slots `at` of the step's true tokens."""
-    sides = (
-        (k, cache.keys, cache.key_scales, params.key_scale),
-        (v, cache.values, cache.value_scales, params.value_scale),
-    )
-    for x, pages, page_scales, scale in sides:
-        numbers, scales = narrow(x[: len(at)], pages[layer].dtype, scale)
-        held = pages[layer].flatten(0, 1)
-        if is_float8(held.dtype):
-            # torch has no index_copy_ of float8
-            held, numbers = held.view(torch.uint8), numbers.view(torch.uint8)
-        held.index_copy_(0, at, numbers)
-        if scales is not None:
-            page_scales[layer].flatten(0, 1).index_copy_(0, at, scales)
+    """x [T, H, D] at the token slots `at` [T]."""
+    numbers, scales = narrow(x, slots.dtype, scale)
+    if is_float8(slots.dtype):
+        # torch has no index_copy_ of float8
+        slots, numbers = slots.view(torch.uint8), numbers.view(torch.uint8)
+    slots.index_copy_(0, at, numbers)
+    if slot_scales is not None and scales is not None:
+        slot_scales.index_copy_(0, at, scales)
 
 
 def _attend_fused(spec: AttentionSpec, part: Part, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backends.reference.kv_numbers import is_float8
+from .rows import Part
 from .scratch import Scratch
 
 
@@ -17,21 +18,19 @@ class Gathered:
         self._wide = Scratch()
         self._bits = Scratch()
 
-    def take(
-        self, pages: Tensor, scales: Tensor | None, slots: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """pages [blocks, B, H, D], their scales [blocks, B, H] and slots [N] -> [N, H, D] of `dtype`.
+    def take(self, slots: Tensor, scales: Tensor | None, part: Part, dtype: torch.dtype) -> Tensor:
+        """Of token slots [N, H, D] and their scales [N, H] those of `part`: [R, S, H, D] of `dtype`.
 
         float8 is not yet times its layer's scale. The next call overwrites the result.
         """
-        flat = pages.flatten(2).flatten(0, 1)
-        held = self._held.take((len(slots), flat.shape[1]), pages.dtype)
-        torch.index_select(flat, 0, slots, out=held)
-        found = held.view(-1, *pages.shape[2:])
+        flat = slots.flatten(1)
+        held = self._held.take((len(part.slots), flat.shape[1]), slots.dtype)
+        torch.index_select(flat, 0, part.slots, out=held)
+        found = held.view(*part.key_index.shape, *slots.shape[1:])
         if scales is not None:
             wide = self._wide.take(found.shape, dtype).copy_(found)
-            return wide.mul_(scales.flatten(0, 1).index_select(0, slots)[..., None])
-        if is_float8(pages.dtype):
+            return wide.mul_(scales.index_select(0, part.slots).view(*found.shape[:-1], 1))
+        if is_float8(slots.dtype):
             return self._widen_float8(found, dtype)
         return found.to(dtype)
 
