@@ -39,6 +39,22 @@ WINDOWED: Mapping[str, object] = {
 }
 """One layer sees the last 40 tokens: two KV groups."""
 
+MOE: Mapping[str, object] = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+"""Two of four experts for each token."""
+UNEVEN: Mapping[str, object] = {
+    **FULL,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 100,
+    "vocab_size": VOCAB_SIZE - 1,
+}
+"""Nothing divides by 2 or 4: 3 KV heads, 9 query heads, an inner size of 100, an odd vocabulary."""
+
 
 def make_checkpoint(
     kind: Mapping[str, object], folder: Path, *, has_nan: bool = False, seed: int = 0

@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import torch
 
 from ...backends.capabilities import Capabilities
-from ...backends.conformance.suite import Suite
 from ...backends.errors import ChipsetError
 from ...backends.options import EngineOptions, SamplingParams
 from ...backends.plugin import Plugin
-from ...backends.registry import Registry, Selection
+from ...backends.registry import Registry
 from ...backends.step import StepBatch
 from ..engine import Engine
 from ..files import ModelFiles
 from ..loading.resolve import find_model
-from ..messages import EngineLaunch
-from ..startup import start_engine
 from ..text.tokenizer import Tokenizer
 from .checkpoint import FULL, NAN_TOKEN, WINDOWED, make_checkpoint
-from .ties import Comparison
+from .engines import compare, one_thread, running
+from .ranks import RankConformance
 from .traffic import Answer, Arrival, make_submit, random_traffic, serve
 from .witness import WitnessedPlugin
 
@@ -53,45 +50,11 @@ PROMPTS = (
 )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A model this small only loses by more; whatever a backend chose for itself is restored."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class InjectedFault(RuntimeError):
     """What a test makes a step raise."""
 
 
-@contextmanager
-def running(
-    plugin: Plugin, files: ModelFiles, options: EngineOptions, *, quantize: str | None = None
-) -> Iterator[Engine]:
-    """An engine on that plugin, in this process. `quantize`: --quantize."""
-    launch = EngineLaunch(
-        commands="",
-        events="",
-        files=files,
-        backend=plugin.info.name,
-        options=options,
-        quantize=quantize,
-    )
-    probe = plugin.probe()
-    assert probe.available, probe.reason
-    selection = Selection(plugin=plugin, probe=probe, reason="under test")
-    engine = start_engine(launch, lambda *_: None, selection)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-class EngineConformance(Suite):
+class EngineConformance(RankConformance):
     """End to end: greedy text is equal to cpu's, whatever else runs."""
 
     model: ClassVar[str | None] = None
@@ -263,28 +226,6 @@ class EngineConformance(Suite):
             if isinstance(plugin, WitnessedPlugin):
                 plugin.witness.num_preemptions = engine.stats().preemptions
             return answers
-
-
-def compare(
-    arrivals: Sequence[Arrival], ours: Mapping[int, Answer], theirs: Mapping[int, Answer]
-) -> Comparison:
-    """Texts token by token; one whose client left, as far as both came."""
-    gaps: dict[tuple[int, ...], float] = {}
-    for arrival in arrivals:
-        text = list(arrival.submit.prompt)
-        for token in theirs[arrival.submit.request_id].tokens:
-            best = token.top_logprobs
-            gaps[tuple(text)] = best[0] - best[1]
-            text.append(token.id)
-    comparison = Comparison(lambda text: gaps.get(tuple(text), math.inf))
-    for arrival in arrivals:
-        submit = arrival.submit
-        mine, yours = ours[submit.request_id].ids, theirs[submit.request_id].ids
-        if arrival.leaves is not None:
-            shorter = min(len(mine), len(yours))
-            mine, yours = mine[:shorter], yours[:shorter]
-        comparison.add(f"request {submit.request_id}", submit.prompt, mine, yours)
-    return comparison
 
 
 def sampling_mixture(capabilities: Capabilities, count: int) -> list[SamplingParams]:
