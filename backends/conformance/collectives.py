@@ -24,15 +24,15 @@ from .suite import Suite, session, small_model
 from .tokens import read_tokens
 
 NUM_TOKENS = 5
-SIZES = (2, 4)
+QUICK_SIZE = 4
+"""Of the only world in the quick selection: sums of two have one order, whoever makes them."""
+SIZES = (2, QUICK_SIZE)
 NEEDS: Mapping[str, str] = {
     "scattered": "reduce_scatter",
     "exchanged": "all_to_all",
     "passed_on": "send_receive",
 }
 """Exchanges that take more than all_reduce and all_gather, and what they take."""
-LAST: Mapping[int, str] = {2: "hanging", 4: "dying"}
-"""How a world of that size ends."""
 ALWAYS = ("sums", "gathers", "large", "repeated", "interleaved", "kept", "grouped", "replayed")
 Worlds = dict[int, Mapping[str, Sequence[Finding]]]
 """By size what each exchange gave. A world is started once, and runs them all."""
@@ -47,8 +47,6 @@ class CollectivesSuite(Suite):
     """For suites that override make_plugin: module:attribute of what makes the plugin in other processes."""
     folders: ClassVar[Sequence[str]] = ()
     """Where that module is found, beside sys.path."""
-    quick_size: ClassVar[int] = 4
-    """Of the only world in the quick selection: sums of two have one order, whoever makes them."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -142,13 +140,13 @@ class CollectivesSuite(Suite):
     def test_a_rank_that_is_lost_is_noticed(
         self, plugin: Plugin, capabilities: Capabilities, worlds: Worlds, size: int
     ) -> None:
-        self._check(LAST[size], plugin, capabilities, worlds, size)
+        self._check(self._end(size), plugin, capabilities, worlds, size)
 
     def _check(
         self, exchange: str, plugin: Plugin, able: Capabilities, worlds: Worlds, size: int
     ) -> None:
         """The findings of one exchange; starts the world of that size where it has not run yet."""
-        if size != self.quick_size:
+        if size != QUICK_SIZE:
             self.thorough()
         needed = {"all_reduce", "all_gather", NEEDS.get(exchange, "all_reduce")}
         missing = ", ".join(sorted(needed - able.collectives))
@@ -159,14 +157,20 @@ class CollectivesSuite(Suite):
         self.require(workers == size, "one worker drives all devices")
         if size not in worlds:
             claimed = [name for name, needs in NEEDS.items() if needs in able.collectives]
-            checks = [f"{exchanges.__name__}:{c}" for c in (*ALWAYS, *claimed, LAST[size])]
-            worlds[size] = run_world(
-                plugin, name, size, checks, is_quick=self.is_quick, folders=self.folders
+            checks = [f"{exchanges.__name__}:{c}" for c in (*ALWAYS, *claimed, self._end(size))]
+            made = run_world(
+                plugin, [name], size, checks, is_quick=self.is_quick, folders=self.folders
             )
-        findings = worlds[size][f"{exchanges.__name__}:{exchange}"]
+            worlds[size] = made[name]
+        findings = worlds[size].get(f"{exchanges.__name__}:{exchange}", ())
+        self.require(findings, "left out of this world")
         errors = [f"rank {rank}: {f.error}" for rank, f in enumerate(findings) if f.error]
         assert not errors, "; ".join(errors)
         assert len({finding.bits for finding in findings}) == 1, "ranks hold unequal bits"
+
+    def _end(self, size: int) -> str:
+        """How a world of that size ends: whoever hangs is waited for."""
+        return "dying" if self.is_quick or size == min(SIZES) else "hanging"
 
     def _plan_or_skip(self, plugin: Plugin, size: int) -> int:
         """How many workers a model in so many shards gets."""

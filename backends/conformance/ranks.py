@@ -41,8 +41,6 @@ WORLD_S = 240
 LEAVE_S = 20.0
 """That ranks may outlive the first of them by."""
 NUM_BLOCKS = 16
-PREFIX = "kit"
-"""Of what the kit keeps in the store where the plugin's ranks meet."""
 Op = Callable[[Collectives, Tensor], Tensor]
 """What is computed in a step of a tensor."""
 
@@ -62,8 +60,8 @@ class Finding:
 class Job:
     """What a rank is told, as JSON on its standard input."""
 
-    plugin: str
-    """Name of an installed backend, or module:attribute of what makes the plugin."""
+    plugins: tuple[str, ...]
+    """Each the name of an installed backend, or module:attribute of what makes the plugin; one after another."""
     size: int
     rank: int
     rendezvous: str
@@ -82,6 +80,8 @@ class Rank:
         """The kit's own; no plugin uses it."""
         self.check = ""
         """The one that runs."""
+        self.is_lost = False
+        """Whether this rank is out of step, as after anything but a wrong value."""
 
     @property
     def comm(self) -> Collectives:
@@ -120,42 +120,42 @@ class Rank:
 
     def tell(self, finding: Finding) -> None:
         """Of the check that runs."""
-        self.store.set(_key(self.check, self.number), json.dumps(asdict(finding)))
+        self.store.set(f"{self.check}/{self.number}", json.dumps(asdict(finding)))
 
     def die(self) -> None:
         """End the process as if it were killed, the check passed."""
         self.tell(Finding(error="", bits="", seconds=0))
         os._exit(0)
 
-    def meet(self, place: str) -> None:
-        """Wait until all ranks are at `place`, without the plugin."""
-        self.store.set(f"{place}/{self.number}", "here")
-        for rank in range(self.size):
-            self.store.get(f"{place}/{rank}")
+    def is_met_by_all(self, place: str) -> bool:
+        """Wait until all ranks are at `place`, without the plugin: whether none of them is lost."""
+        self.store.set(f"{place}/{self.number}", "lost" if self.is_lost else "here")
+        found = [self.store.get(f"{place}/{rank}") for rank in range(self.size)]
+        return b"lost" not in found
 
 
 def run_world(
     plugin: Plugin,
-    name: str,
+    names: Sequence[str],
     size: int,
     checks: Sequence[str],
     *,
     is_quick: bool,
     folders: Sequence[str] = (),
-) -> Mapping[str, Sequence[Finding]]:
-    """Findings of each check by rank. `name` is how its processes find the plugin: see Job.plugin.
+) -> Mapping[str, Mapping[str, Sequence[Finding]]]:
+    """By name what each check found, by rank. `names` are how processes find plugins: see Job.plugins.
 
-    They look for modules where this process does, and in `folders`. None of them outlives the call.
+    The processes are those that `plugin` plans. They look for modules where this one does, and in `folders`. None of
+    them outlives the call.
     """
     plan = plugin.worker_plan(ParallelOptions(tensor=size), [plugin.probe()])
     store, address = serve(WORLD_S)
-    kit = PrefixStore(PREFIX, store)
     with ExitStack() as stack:
         started = []
         for worker in plan:
             log = stack.enter_context(tempfile.TemporaryFile())
             job = Job(
-                plugin=name,
+                plugins=tuple(names),
                 size=size,
                 rank=worker.rank,
                 rendezvous=address,
@@ -165,10 +165,7 @@ def run_world(
             started.append((_start(job, worker, folders, log, stack), log))
         _wait([process for process, _ in started])
         ended = [_last_words(process, log) for process, log in started]
-        return {
-            check: [_finding(kit, check, rank, told) for rank, told in enumerate(ended)]
-            for check in checks
-        }
+        return {name: _findings(_kept_for(name, store), checks, ended) for name in names}
 
 
 def _start(
@@ -211,45 +208,56 @@ def _last_words(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
     how = "did not end" if code is None else f"ended with {code}"
-    return f"the process {how} without a word" + (f"; its last: {lines[-1]}" if lines else "")
+    return f"its process {how} before it told" + (f", and said: {lines[-1]}" if lines else "")
 
 
-def _finding(store: Store, check: str, rank: int, otherwise: str) -> Finding:
-    key = _key(check, rank)
-    if not store.check([key]):
-        return Finding(error=otherwise, bits="", seconds=0)
-    return Finding(**json.loads(store.get(key)))
+def _findings(
+    store: Store, checks: Sequence[str], last_words: Sequence[str]
+) -> Mapping[str, Sequence[Finding]]:
+    """Of one plugin; a rank that did not tell has its last words taken."""
+
+    def finding(check: str, rank: int) -> Finding:
+        key = f"{check}/{rank}"
+        if not store.check([key]):
+            return Finding(error=last_words[rank], bits="", seconds=0)
+        return Finding(**json.loads(store.get(key)))
+
+    return {check: [finding(check, rank) for rank in range(len(last_words))] for check in checks}
 
 
-def _key(check: str, rank: int) -> str:
-    return f"finding/{check}/{rank}"
+def _kept_for(plugin: str, store: Store) -> PrefixStore:
+    """What the kit keeps for a plugin in the store where its ranks meet."""
+    return PrefixStore(f"kit/{plugin}", store)
 
 
 def main() -> None:
     """What a rank runs."""
     told = json.load(sys.stdin)
-    job = Job(**{**told, "checks": tuple(told["checks"])})
+    job = Job(**{**told, "plugins": tuple(told["plugins"]), "checks": tuple(told["checks"])})
     signal.alarm(WORLD_S)  # whatever hangs, and whoever started this may be gone
     store = connect(job.rendezvous, WORLD_S)
-    plugin = _find(job.plugin)
+    for name in job.plugins:
+        _run_all(job, name, _kept_for(name, store))
+
+
+def _run_all(job: Job, name: str, store: Store) -> None:
+    """The checks, of one plugin."""
+    plugin = _find(name)
     options = EngineOptions(parallel=ParallelOptions(tensor=job.size))
     launch = make_launch(plugin, small_model(), options, rank=job.rank, rendezvous=job.rendezvous)
     pair = tuple(rank for rank in range(job.size) if rank // 2 == job.rank // 2)
     launch = replace(launch, groups={**launch.groups, "pair": pair})
     session = Session(plugin, launch.model, launch=launch, num_blocks=NUM_BLOCKS)
-    rank = Rank(job, session, PrefixStore(PREFIX, store))
+    rank = Rank(job, session, store)
     for check in job.checks:
-        rank.meet(f"before {check}")
-        rank.check = check
-        finding, is_over = _run(rank)
-        rank.tell(finding)
-        if is_over:
+        if not rank.is_met_by_all(f"before {check}"):
             break
+        rank.check = check
+        rank.tell(_run(rank))
     session.close()
 
 
-def _run(rank: Rank) -> tuple[Finding, bool]:
-    """And whether the world is out of step, as after anything but a wrong value."""
+def _run(rank: Rank) -> Finding:
     module, _, name = rank.check.partition(":")
     began = time.monotonic()
     try:
@@ -258,12 +266,12 @@ def _run(rank: Rank) -> tuple[Finding, bool]:
         place = traceback.extract_tb(error.__traceback__)[-1]
         words = str(error).partition("\n")[0]
         where = f" ({Path(place.filename).name}:{place.lineno})"
-        is_value = isinstance(error, AssertionError)
-        said = words if is_value else f"{type(error).__name__}: {words}{where}"
-        return Finding(error=said, bits="", seconds=time.monotonic() - began), not is_value
+        rank.is_lost = not isinstance(error, AssertionError)
+        said = f"{type(error).__name__}: {words}{where}" if rank.is_lost else words
+        return Finding(error=said, bits="", seconds=time.monotonic() - began)
     held = b"".join(np.ascontiguousarray(one).tobytes() for one in alike)
     bits = hashlib.sha256(held).hexdigest()[:16] if held else ""
-    return Finding(error="", bits=bits, seconds=time.monotonic() - began), False
+    return Finding(error="", bits=bits, seconds=time.monotonic() - began)
 
 
 def _find(name: str) -> Plugin:

@@ -113,11 +113,11 @@ class GlooCollectives(RankCollectives):
 
     def all_reduce(self, x: Tensor, group: str) -> Tensor:
         """See Collectives.all_reduce."""
-        return x if self.size(group) == 1 else ordered_sum(self._parts(x, group))
+        return x if self.size(group) == 1 else ordered_sum(self.gathered(x, group))
 
     def all_gather(self, x: Tensor, group: str, dim: int) -> Tensor:
         """See Collectives.all_gather."""
-        return x if self.size(group) == 1 else torch.cat(self._parts(x, group).unbind(), dim)
+        return x if self.size(group) == 1 else torch.cat(self.gathered(x, group).unbind(), dim)
 
     def reduce_scatter(self, x: Tensor, group: str, dim: int) -> Tensor:
         """See Collectives.reduce_scatter. The bits are those of all_reduce."""
@@ -152,8 +152,8 @@ class GlooCollectives(RankCollectives):
                 gloo.recv([_bytes(received)], source, 0).wait(self._step)
         return received
 
-    def _parts(self, x: Tensor, group: str) -> Tensor:
-        """[ranks, *x.shape]"""
+    def gathered(self, x: Tensor, group: str) -> Tensor:
+        """The parts of all ranks of a group of several, in their order: [ranks, *x.shape], a new tensor."""
         parts = torch.empty((self.size(group), *x.shape), dtype=x.dtype)
         if x.numel():
             with self._talking(group) as gloo:

@@ -66,7 +66,7 @@ class SimBackend(Backend):
         )
         self.linear = ReferenceLinear(self.runtime)
         self.ops = ReferenceOps()
-        self.comm = _meet(launch)
+        self.comm: RankCollectives = _meet(launch)
         self.sampler = ReferenceSampler(launch.options.max_logprobs, in_place=in_place)
         self.telemetry = SimTelemetry(self.compiler)
 

@@ -20,6 +20,7 @@ from chipset.backends.conformance.suite import Suite
 from .mutation import Area, Mutation
 from .mutations import (
     attention,
+    collectives,
     kv_cache,
     linear,
     ops,
@@ -36,7 +37,8 @@ SUITES: Mapping[Area, tuple[type[Suite], ...]] = {
     "shapes": (ShapesSuite,),
     "steps": (StepsSuite,),
     "sampling": (SamplerSuite,),
-    "ops": (OpsSuite, CollectivesSuite),
+    "ops": (OpsSuite,),
+    "collectives": (CollectivesSuite,),
     "linear": (LinearSuite,),
     "quantization": (PackedSuite,),
     "plugin": (PluginSuite,),
@@ -48,6 +50,7 @@ MUTATIONS: Sequence[Mutation] = (
     *steps.MUTATIONS,
     *sampling.MUTATIONS,
     *ops.MUTATIONS,
+    *collectives.MUTATIONS,
     *linear.MUTATIONS,
     *quantization.MUTATIONS,
     *plugin.MUTATIONS,

@@ -10,6 +10,7 @@ from chipset.backends.plugin import Plugin
 
 Area = Literal[
     "attention",
+    "collectives",
     "kv_cache",
     "shapes",
     "steps",
@@ -31,3 +32,12 @@ class Mutation:
     mistake: str
     """What the plugin does wrong, as one clause: what a row, a key or a draw then gets."""
     plugin: Callable[[], Plugin]
+    importable: str = ""
+    """How other processes find it, where mistakes take several ranks: module:attribute."""
+    kills: bool = False
+    """Whether it shows when a rank dies, so that its processes run no other plugin."""
+
+
+def importable_name(thing: Callable[..., object]) -> str:
+    """Of a class or function of a module."""
+    return f"{thing.__module__}:{thing.__qualname__}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chipset.backends.conformance.collectives import Worlds
 from chipset.backends.conformance.suite import Suite
 from chipset.backends.plugin import Plugin
 
@@ -17,6 +18,7 @@ from .mutation import Mutation
 from .reference_plugin import DynamicPlugin, ReferencePlugin
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 WHOLE: Mapping[str, Callable[[], Plugin]] = {"buckets": ReferencePlugin, "dynamic": DynamicPlugin}
 """Plugins that make no mistake."""
 MUTANT = "TestMutant"
@@ -34,13 +36,25 @@ class Outcomes:
     """By whole plugins."""
 
 
-def suite_for(suites: tuple[type[Suite], ...], plugin: Callable[[], Plugin]) -> type[Suite]:
-    """What a stranger would write to test `plugin`."""
+def suite_for(
+    suites: tuple[type[Suite], ...],
+    plugin: Callable[[], Plugin],
+    importable: str,
+    worlds: Callable[[], Worlds] = dict,
+) -> type[Suite]:
+    """What a stranger would write to test `plugin`; `worlds` are those that have run already."""
 
     def make_plugin(self: Suite) -> Plugin:
         return plugin()
 
-    return type("TestSuite", suites, {"is_quick": True, "make_plugin": make_plugin})
+    body = {
+        "is_quick": True,
+        "make_plugin": make_plugin,
+        "importable": importable,
+        "folders": (str(ROOT),),
+        "worlds": pytest.fixture(scope="class")(classmethod(lambda cls: worlds())),
+    }
+    return type("TestSuite", suites, body)
 
 
 def run() -> Outcomes:
@@ -52,7 +66,7 @@ def run() -> Outcomes:
         # thousands of tests, each of which would pay for these
         without = ("terminal", "cacheprovider", "timeout", "logging", "capture", "faulthandler")
         quiet = [*(f"-pno:{name}" for name in without), "--noconftest"]
-        places = ["-c", str(empty), f"--rootdir={HERE.parents[2]}", "--import-mode=importlib"]
+        places = ["-c", str(empty), f"--rootdir={ROOT}", "--import-mode=importlib"]
         mutants = str(HERE / "mutants.py")
         ended = pytest.main([*quiet, *places, "-W", "error", mutants], [recorder])
     assert ended in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), recorder.failures or ended

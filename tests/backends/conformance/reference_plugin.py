@@ -12,7 +12,7 @@ from chipset.backends.compiler import Compiler
 from chipset.backends.options import EngineOptions, ModelSpec, ResolvedOptions
 from chipset.backends.plugin import API_VERSION, Launch, Plugin, PluginInfo, Probe
 from chipset.backends.reference.attention import ReferenceAttention, attention_arrays
-from chipset.backends.reference.collectives import SingleRank
+from chipset.backends.reference.collectives import RankCollectives, join
 from chipset.backends.reference.compiler import EagerCompiler
 from chipset.backends.reference.kv_cache import ReferenceKVCache
 from chipset.backends.reference.ops import ReferenceOps
@@ -31,6 +31,7 @@ ALL_KINDS = KINDS | {"plain"}
 """Of weights."""
 BUDGET = 2**26
 """Bytes for KV blocks, whatever the machine."""
+NUM_DEVICES = 4
 CAPABILITIES = Capabilities(
     device_type="cpu",
     graphs="compile",
@@ -46,6 +47,9 @@ CAPABILITIES = Capabilities(
     features=frozenset(
         ("sampled", "filters", "penalties", "bias", "bitmask", "targets", "logprobs")
     ),
+    collectives=frozenset(
+        ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_receive")
+    ),
 )
 DEFAULTS = Defaults(
     backend="reference",
@@ -57,7 +61,8 @@ DEFAULTS = Defaults(
     max_logit_bias=Default(value=8, reason="a few"),
     memory_utilisation="share of a fixed budget",
     graph_memory=Default(value=0.0, reason="no graph takes any"),
-    parallel="runs one process",
+    parallel="runs a process a shard",
+    max_shards=NUM_DEVICES,
 )
 
 
@@ -107,7 +112,7 @@ class Parts:
     linear: Callable[[Any], ReferenceLinear] = lambda runtime: ReferenceLinear(runtime, ALL_KINDS)
     """(runtime)"""
     ops: Callable[[], ReferenceOps] = ReferenceOps
-    collectives: Callable[[], SingleRank] = SingleRank
+    collectives: Callable[[Launch], RankCollectives] = join
     compiler: Callable[[], Compiler] = CountingCompiler
     sampler: Callable[..., ReferenceSampler] = ReferenceSampler
     """(max_logprobs, in_place=...)"""
@@ -127,13 +132,17 @@ class ReferenceBackend(Backend):
         self.attention = parts.attention(in_place=parts.in_place)
         self.linear = parts.linear(self.runtime)
         self.ops = parts.ops()
-        self.comm = parts.collectives()
+        self.comm: RankCollectives = parts.collectives(launch)
         self.compiler = parts.compiler()
         self.sampler = parts.sampler(launch.options.max_logprobs, in_place=parts.in_place)
 
     def prepare(self, batch: StepBatch) -> Staged:
         """See Backend.prepare."""
         return stage(batch, self.parts.arrays(batch, self.block_size), self.runtime.put)
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self.comm.close()
 
 
 class ReferencePlugin(Plugin):
@@ -151,7 +160,9 @@ class ReferencePlugin(Plugin):
 
     def probe(self) -> Probe:
         """See Plugin.probe."""
-        return Probe(available=True, num_devices=1, reason="made by a test", simulated=True)
+        return Probe(
+            available=True, num_devices=NUM_DEVICES, reason="made by a test", simulated=True
+        )
 
     def capabilities(self, probe: Probe) -> Capabilities:
         """See Plugin.capabilities."""

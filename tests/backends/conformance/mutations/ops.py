@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chipset.backends.reference.collectives import SingleRank
 from chipset.backends.reference.ops import ReferenceOps, activate
 
 from ..mutation import Mutation
@@ -147,16 +146,6 @@ class SigmoidRouting(ReferenceOps):
         return weights, ids.to(torch.int32)
 
 
-class SumDoubled(SingleRank):
-    def all_reduce(self, x: Tensor, group: str) -> Tensor:
-        return x + x
-
-
-class PartsTwice(SingleRank):
-    def all_gather(self, x: Tensor, group: str, dim: int) -> Tensor:
-        return torch.cat((x, x), dim)
-
-
 def _mutation(name: str, mistake: str, ops: type[ReferenceOps]) -> Mutation:
     return Mutation(name=name, area="ops", mistake=mistake, plugin=lambda: ReferencePlugin(ops=ops))
 
@@ -194,16 +183,4 @@ MUTATIONS: tuple[Mutation, ...] = (
     _mutation("always normalised", "chosen experts' weights always add up to 1", AlwaysNormalised),
     _mutation("never normalised", "chosen experts' weights never add up to 1", NeverNormalised),
     _mutation("sigmoid routing", "weights are no shares of all experts", SigmoidRouting),
-    Mutation(
-        name="sum doubled",
-        area="ops",
-        mistake="one rank's part is added to itself",
-        plugin=lambda: ReferencePlugin(collectives=SumDoubled),
-    ),
-    Mutation(
-        name="parts twice",
-        area="ops",
-        mistake="one rank's part is gathered twice",
-        plugin=lambda: ReferencePlugin(collectives=PartsTwice),
-    ),
 )
