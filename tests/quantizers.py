@@ -258,16 +258,15 @@ def write_checkpoint(
 
 
 def rounded(weight: Tensor, kind: str) -> Tensor:
-    """What a weight is worth that is quantised while it is loaded: int8 and fp8 have a scale for each row, int4 scales
-    and zero points for groups of 64 inputs.
+    """What a weight is worth that is quantised while it is loaded: int8 and fp8 have a scale for each row, int4 one
+    for each group of 64 inputs, the number of largest size of which is -8.
     """
     if kind == "int4":
         groups = weight.view(len(weight), -1, 64)
-        low, high = groups.amin(2, True).clamp(max=0), groups.amax(2, True).clamp(min=0)
-        scale = torch.where(low == high, 1.0, (high - low) / 15)
-        zero = (-low / scale).round()
-        numbers = ((groups / scale).round() + zero).clamp(0, 15)
-        return (scale * (numbers - zero)).view(weight.shape)
+        low, high = groups.amin(2, True), groups.amax(2, True)
+        scale = torch.where(-low >= high, low, high) / -8
+        scale = torch.where(scale == 0, 1.0, scale)
+        return (scale * (groups / scale).round().clamp(-8, 7)).view(weight.shape)
     largest = {"int8": 127, "fp8": 448}[kind]
     scale = weight.abs().amax(1, keepdim=True) / largest
     scale = torch.where(scale == 0, 1.0, scale)

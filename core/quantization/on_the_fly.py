@@ -77,22 +77,18 @@ class OnTheFlyScheme(Scheme):
 
 
 def _int4(weight: Tensor) -> Packed:
-    """Zero points are whole, so that 0 stays 0."""
+    """The extreme of a group becomes -8, whichever its sign: of 16 numbers, none is left unused."""
     num_columns = weight.shape[1]
     size = next((size for size in _GROUPS if num_columns % size == 0), num_columns)
     groups = weight.view(len(weight), -1, size)
-    low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
-    scale = _scale(high - low, 15)
-    zero = (-low / scale).round_()
-    numbers = (groups / scale[..., None]).round_().add_(zero[..., None]).clamp_(0, 15)
+    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    scale = _scale(extreme, -8)
+    numbers = (groups / scale).round_().add_(8).clamp_(max=15)
     return Packed(
-        format=WeightFormat(
-            kind="int4", group_size=size if size < num_columns else None, zero_points="whole"
-        ),
+        format=WeightFormat(kind="int4", group_size=size if size < num_columns else None),
         tensors={
             "weight": join_nibbles(numbers.flatten(1).to(torch.uint8)),
-            "scale": scale,
-            "zero_point": zero,
+            "scale": scale.squeeze(-1),
         },
     )
 

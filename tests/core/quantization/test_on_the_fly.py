@@ -33,8 +33,8 @@ def test_every_number_is_the_nearest_there_is(kind: Kind, columns: int, seed: in
         # half of 1/8 of the number, or of the smallest step there is
         allowed = torch.maximum(plain.abs() / 16, scale * 2**-10)
     else:
-        # half a step; the rounded zero point moves the ends of int4 by as much again
-        allowed = scale * (0.5 if kind == "int8" else 1.0)
+        # half a step; int4 ends a step before what would be opposite to its extreme
+        allowed = scale.abs() * (0.5 if kind == "int8" else 1.0)
     assert bool((error <= allowed * 1.001).all())
     assert not dequantise(packed)[4].any(), "what is 0 stays 0"
 
