@@ -52,6 +52,9 @@ class Attention(ABC):
         Returns [T, Hq, Dv] (finite garbage on padding) and the cache, the same object or a new one. A leaf of the cache
         that the step leaves alone is returned as the same object.
 
+        Keys and values are seen as the cache holds them, those of this step too: what a narrow cache rounds, it rounds
+        for every query.
+
         What lies in the null block, at or past context_len, or left of the window of the row's first query may be nan
         and must reach no row: mask the values too, for 0 * nan is nan. Masks use finfo.min, never -inf.
         """
