@@ -63,7 +63,8 @@ class HostRuntime(Runtime):
         """
         if isinstance(error, PeerLost):
             return "device_lost"
-        if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        words = ("not enough memory", "can't allocate memory")
+        if isinstance(error, MemoryError) or any(said in str(error) for said in words):
             return "out_of_memory"
         return "request"
 

@@ -65,7 +65,12 @@ def build_decoder(
     modules = _Modules(config, spec, backend, checkpoint, shard, scheme)
     done = 0
     for name, module in layout.modules.items():
-        modules.add(module)
+        try:
+            modules.add(module)
+        except RuntimeError as error:  # what torch raises where Python has MemoryError
+            if backend.runtime.classify(error) == "out_of_memory":
+                raise MemoryError(f"no memory for {name}: {error}") from error
+            raise
         done += sizes[name]
         if progress is not None:
             progress(done, sum(sizes.values()))
@@ -121,11 +126,12 @@ class _Modules:
 
     def report(self, model: Decoder) -> WeightReport:
         """What became of the weights."""
+        packed = self.linears.packed
         return WeightReport(
             held_bytes=held_bytes(model),
             kernels=dict(self.linears.kernels),
-            dequantised=dict(self.linears.dequantised),
-            dequantised_bytes=self.linears.dequantised_bytes,
+            dequantised={} if packed is None else dict(packed.dequantised),
+            dequantised_bytes=0 if packed is None else packed.dequantised_bytes,
         )
 
     def assemble(self) -> Decoder:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from math import lcm
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ...backends.formats import Axis, Scheme, StoredTensor
@@ -269,11 +268,3 @@ def _fits(shape: Shape, wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(
         size is None or size == found for found, size in zip(shape, wanted, strict=True)
     )
-
-
-def allocate(what: str, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """Raises MemoryError."""
-    try:
-        return torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:  # what torch raises where Python has MemoryError
-        raise MemoryError(f"no memory for {what}: {error}") from error

@@ -28,14 +28,12 @@ class LinearBuilder:
     ) -> None:
         self.kernels: Counter[str] = Counter()
         """Layers by kind of weight and kernel."""
-        self.dequantised: Counter[str] = Counter()
-        """Layers that were packed, by the reason why they are no longer."""
-        self.dequantised_bytes = 0
         self._linear = linear
         self._checkpoint = checkpoint
         self._dtype_name = dtype
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._packed = None if scheme is None else PackedReader(checkpoint, scheme, self._dtype)
+        self.packed = None if scheme is None else PackedReader(checkpoint, scheme, self._dtype)
+        """Counts what it dequantised."""
 
     def build(self, module: Module) -> nn.Module:
         """x [T, in_features] -> one [T, n] for each part."""
@@ -66,7 +64,7 @@ class LinearBuilder:
             weight = plain_tensors(self._checkpoint, module, self._dtype, ("weight",))["weight"]
         else:
             (packed,) = reader.parts(module, module.takes[0])
-            weight = self._dequantise(reader, packed, _LOOKED_UP)["weight"]
+            weight = reader.dequantise(packed, _LOOKED_UP).tensors["weight"]
         spec = self._spec(module)
         table = EmbeddingSpec(
             first_row=first_row,
@@ -99,7 +97,7 @@ class LinearBuilder:
             if refused is None and weight.format.kind != "plain":
                 tensors[name] = weight.tensors
             else:
-                tensors[name] = self._dequantise(reader, weight, refused or "")
+                tensors[name] = reader.dequantise(weight, refused or "").tensors
                 specs[name] = replace(specs[name], weight=WeightFormat())
         for spec in specs.values():
             self._count(spec)
@@ -117,7 +115,7 @@ class LinearBuilder:
     def _reader(self, module: Module) -> PackedReader | None:
         """Where any of a module's layers is packed."""
         takes = (take for takes in module.takes for take in takes)
-        return self._packed if any(self._checkpoint.is_packed(t.layer) for t in takes) else None
+        return self.packed if any(self._checkpoint.is_packed(t.layer) for t in takes) else None
 
     def _build_packed(
         self,
@@ -130,17 +128,8 @@ class LinearBuilder:
         kernel, reason = find_kernel(self._linear, spec)
         if kernel is not None and weight.format.kind != "plain":
             return self._build(spec, {**weight.tensors, **bias})
-        plain = self._dequantise(reader, weight, reason)
-        return self._build(replace(spec, weight=WeightFormat()), {**plain, **bias})
-
-    def _dequantise(
-        self, reader: PackedReader, weight: Packed, reason: str
-    ) -> Mapping[str, Tensor]:
-        plain = reader.dequantise(weight)
-        if weight.format.kind != "plain":
-            self.dequantised[reason] += 1
-            self.dequantised_bytes += _num_bytes(plain) - _num_bytes(weight)
-        return plain.tensors
+        plain = reader.dequantise(weight, reason)
+        return self._build(replace(spec, weight=WeightFormat()), {**plain.tensors, **bias})
 
     def _build(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
         self._count(spec)
@@ -167,7 +156,3 @@ class LinearBuilder:
 def _one_part(spec: LinearSpec, index: int) -> LinearSpec:
     size = spec.parts[index]
     return replace(spec, name=f"{spec.name}.{index}", out_features=size, parts=(size,))
-
-
-def _num_bytes(packed: Packed) -> int:
-    return sum(tensor.nbytes for tensor in packed.tensors.values())

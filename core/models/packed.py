@@ -5,6 +5,7 @@ enclosing entries of each stored tensor ──pack──▶ canonical ──cut,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from .checkpoint import Checkpoint
 from .shard import Span
 from .tensors import Module, Take
 
+_UNLIKE = "experts in formats of their own"
+
 
 class PackedReader:
     """Reads layers as a scheme says that they are stored; plain ones as they are."""
@@ -27,9 +30,13 @@ class PackedReader:
         self._checkpoint = checkpoint
         self._scheme = scheme
         self._dtype = dtype
+        self.dequantised: Counter[str] = Counter()
+        """Weights that were packed, by the reason why they are no longer."""
+        self.dequantised_bytes = 0
+        """Memory that these take more than before."""
 
     def parts(self, module: Module, takes: Sequence[Take]) -> Sequence[Packed]:
-        """Of some takes of a module. Raises ModelFormatError and MemoryError."""
+        """Of some takes of a module. Raises ModelFormatError."""
         found: list[Packed] = []
         last: tuple[Take, Packed] | None = None
         for take in takes:
@@ -47,28 +54,29 @@ class PackedReader:
         return canonical.join_rows(parts)
 
     def stacked(self, module: Module) -> Packed:
-        """Of experts, [E, N, K]; plain where their formats differ."""
+        """Of experts, [E, N, K]; plain where their formats differ or only their format knows them."""
         experts = []
         for takes in module.takes:
             parts = self.parts(module, takes)
-            experts.append(self.joined(parts) or self._plain_rows(parts))
+            joined = self.joined(parts)
+            if joined is None:
+                weights = [self.dequantise(part, _UNLIKE).tensors["weight"] for part in parts]
+                joined = _plain(torch.cat(weights, -2))
+            experts.append(joined)
         try:
             return canonical.stack(experts)
         except ValueError:
-            return canonical.stack([self.dequantise(expert) for expert in experts])
+            return canonical.stack([self.dequantise(expert, _UNLIKE) for expert in experts])
 
-    def dequantise(self, packed: Packed) -> Packed:
-        """The same weight as plain numbers of the model's dtype."""
+    def dequantise(self, packed: Packed, reason: str) -> Packed:
+        """The same weight as plain numbers of the model's dtype; counted, if it was not plain."""
         if packed.format.kind == "plain":
-            weight = packed.tensors["weight"]
-        else:
-            found = self._scheme.dequantise(packed)
-            weight = canonical.dequantise(packed) if found is None else found
-        return _plain(weight.to(self._dtype))
-
-    def _plain_rows(self, parts: Sequence[Packed]) -> Packed:
-        weights = [self.dequantise(part).tensors["weight"] for part in parts]
-        return _plain(torch.cat(weights, -2))
+            return _plain(packed.tensors["weight"].to(self._dtype))
+        found = self._scheme.dequantise(packed)
+        plain = _plain((canonical.dequantise(packed) if found is None else found).to(self._dtype))
+        self.dequantised[reason] += 1
+        self.dequantised_bytes += _num_bytes(plain) - _num_bytes(packed)
+        return plain
 
     def _enclosing(self, module: Module, take: Take) -> Packed:
         """The least that can be packed of a layer and holds the rows and columns of a take."""
@@ -94,15 +102,13 @@ class PackedReader:
             return _plain(out)
         down, across = self._checkpoint.enclosing(take.layer, rows, columns)
         if take.picked is None and _is_all(rows, down) and _is_all(columns, across):
-            if packed.format.kind not in canonical.KINDS:
-                return packed
-        elif packed.format.kind not in canonical.KINDS:
-            packed = self.dequantise(packed)
+            return packed
         rows, columns = _shifted(rows, down.start), _shifted(columns, across.start)
         try:
             return _cut(packed, rows, columns, take.picked)
-        except ValueError:  # what its kind cannot express, such as an odd number of int4
-            return _cut(self.dequantise(packed), rows, columns, take.picked)
+        except ValueError as error:
+            # what its kind cannot express, such as an odd number of int4, or a kind that only its format knows
+            return _cut(self.dequantise(packed, str(error)), rows, columns, take.picked)
 
 
 def _cut(packed: Packed, rows: Span, columns: Span, picked: tuple[int, ...] | None) -> Packed:
@@ -118,6 +124,10 @@ def _cut(packed: Packed, rows: Span, columns: Span, picked: tuple[int, ...] | No
     if picked is not None:
         packed = canonical.take_rows(packed, torch.tensor(picked))
     return canonical.pad(packed, rows.size, columns.size)
+
+
+def _num_bytes(packed: Packed) -> int:
+    return sum(tensor.nbytes for tensor in packed.tensors.values())
 
 
 def _is_all(span: Span, features: range) -> bool:

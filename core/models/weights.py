@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, allocate
+from .checkpoint import Checkpoint
 from .tensors import Module, Take
 
 ModuleTensors: TypeAlias = Mapping[str, Tensor]
@@ -18,12 +18,12 @@ ModuleTensors: TypeAlias = Mapping[str, Tensor]
 def plain_tensors(
     checkpoint: Checkpoint, module: Module, dtype: torch.dtype, kinds: tuple[str, ...]
 ) -> ModuleTensors:
-    """Of some kinds, cast to `dtype`; only this rank's part is read. Raises ModelFormatError and MemoryError."""
+    """Of some kinds, cast to `dtype`; only this rank's part is read. Raises RuntimeError where memory runs out."""
     return {kind: _plain_tensor(checkpoint, module, kind, dtype) for kind in kinds}
 
 
 def _plain_tensor(checkpoint: Checkpoint, module: Module, kind: str, dtype: torch.dtype) -> Tensor:
-    out = allocate(f"{module.name}.{kind}", module.shape(kind), dtype)
+    out = torch.empty(module.shape(kind), dtype=dtype)
     if kind == "bias" and not module.bias_is_here:
         return out.zero_()
     experts = out if module.num_experts else out.unsqueeze(0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from chipset.backends.quantization import LinearSpec, Verdict
 from chipset.backends.reference.quantization import ReferenceLinear
 from chipset.core.errors import ModelFormatError, UnsupportedArchitecture
 from chipset.core.layers.linear import require_kernel
+from chipset.core.loading.weight_source import Part
 from chipset.core.models.build import build_decoder
 from chipset.core.models.config import ModelConfig
 from chipset.core.models.decoder import Decoder
@@ -231,6 +233,42 @@ def test_malformed_scales_of_a_cache_are_named(
     checkpoint = checkpoint_of(BY_NAME["llama"])
     with pytest.raises(ModelFormatError, match=reason):
         build(checkpoint.config, [*checkpoint.weights(), *extra])
+
+
+class Watched(TensorSource):
+    """Knows how many bytes of what it read are still held."""
+
+    held = 0
+    most = 0
+
+    def read(self, name: str, part: Part = ()) -> Tensor:
+        found = super().read(name, part).clone()
+        self.held += found.nbytes
+        self.most = max(self.most, self.held)
+        weakref.finalize(found, self.release, found.nbytes)
+        return found
+
+    def release(self, num_bytes: int) -> None:
+        self.held -= num_bytes
+
+
+def test_what_was_read_is_let_go_before_more_is_read(checkpoint: Checkpoint) -> None:
+    source = Watched(checkpoint.weights())
+    session = Session(checkpoint, checkpoint.config, source=source)
+    assert session.model is not None
+    assert source.held == 0
+    assert source.most <= 2 * max(entry.num_bytes for entry in source.weights.values())
+
+
+class Full(ReferenceLinear):
+    def build(self, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
+        return nn.Linear(2**40, 2**20)
+
+
+def test_no_memory_for_a_module_is_a_memory_error(checkpoint_of: Make) -> None:
+    checkpoint = checkpoint_of(BY_NAME["llama"])
+    with pytest.raises(MemoryError, match=r"no memory for layers\.0\.attention\.qkv"):
+        Session(checkpoint, checkpoint.config, linear=Full)
 
 
 class NoKernel(ReferenceLinear):
