@@ -10,7 +10,7 @@ from ..capabilities import Capabilities
 from ..options import EngineOptions, ModelSpec, ParallelOptions, ResolvedOptions
 from ..plugin import Launch, Plugin, Probe, WorkerSpec
 from ..shapes import BatchPolicy, DynamicShapes, ShapePolicy
-from .resolve import Defaults, resolve
+from .resolve import Default, Defaults, resolve
 from .workers import sharing_hosts, spread
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class ReferencePlugin(Plugin):
 
     max_ranks: ClassVar[int] = 8
     """Processes a host."""
+    max_context: ClassVar[int] = 1024
+    """Tokens of a text where the user asks for none: every step reads whole tables."""
 
     def probe(self) -> Probe:
         """The host."""
@@ -61,7 +63,12 @@ class ReferencePlugin(Plugin):
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
     ) -> ResolvedOptions:
         """See Plugin.resolve."""
-        defaults = Defaults(backend=self.info.name, max_shards=self.max_ranks)
+        short = "plain torch reads whole tables in every step"
+        defaults = Defaults(
+            backend=self.info.name,
+            max_shards=self.max_ranks,
+            max_context=Default(value=self.max_context, reason=short),
+        )
         return resolve(options, model, capabilities, defaults)
 
     def shapes(self, options: ResolvedOptions, model: ModelSpec) -> ShapePolicy:  # noqa: ARG002

@@ -18,25 +18,27 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """A virtual environment, and a folder beside it to work in."""
+    """A virtual environment, and a folder to work in."""
 
     venv: Path
     work: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Fresh:
+    def make(cls, folder: Path, work: Path) -> Fresh:
         """Wheels are built and installed with all that they depend on; torch first, of the CPU. Takes minutes."""
-        made = cls(venv=folder / "venv", work=folder / "work")
-        made.work.mkdir(parents=True)
-        subprocess.run([sys.executable, "-m", "venv", made.venv], check=True)
-        wheels = folder / "wheels"
+        made = cls(venv=folder / "venv", work=work)
+        if not made.venv.exists():
+            subprocess.run([sys.executable, "-m", "venv", made.venv], check=True)
+        wheels = work / "wheels"
         made.pip("wheel", "--no-deps", "--wheel-dir", wheels, CHECKOUT, abacus.ROOT)
         constrained = ("install", "-c", CHECKOUT / "constraints.txt")
         index = ("--extra-index-url", CPU_INDEX) if _answers(f"{CPU_INDEX}/torch/") else ()
         made.pip(*constrained, *index, "torch")
-        (wheel,) = wheels.glob("chipset-*.whl")
+        (chipset,) = wheels.glob("chipset-*.whl")
         (other,) = wheels.glob("chipset_abacus-*.whl")
-        made.pip(*constrained, f"chipset[conformance] @ {wheel.as_uri()}", other)
+        made.pip(*constrained, f"chipset[conformance] @ {chipset.as_uri()}", other)
+        # an older wheel of the same version may be there
+        made.pip("install", "--no-deps", "--force-reinstall", chipset, other)
         return made
 
     @property

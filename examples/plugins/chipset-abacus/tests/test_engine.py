@@ -99,6 +99,9 @@ def test_two_ranks_give_the_text_of_one_by_its_own_sum(packed) -> None:
     assert found.counted["sums"] >= 5 * found.steps
 
 
-def test_shapes_are_few() -> None:
-    shapes = make_launch(AbacusPlugin(), small_model(), EngineOptions(max_batch_rows=64)).shapes
-    assert len(shapes.buckets(1000)) <= 8
+def test_shapes_are_few_and_known() -> None:
+    model = small_model(max_context=8192)
+    options = EngineOptions(max_batch_rows=64, max_context=8192)
+    shapes = make_launch(AbacusPlugin(), model, options).shapes
+    # 8, 32, 128 and 256 tokens, or 1, 4, 16 and 64 rows; 4, 16, 64 and 256 blocks a row
+    assert len(shapes.buckets(1000)) == (4 + 4) * 4

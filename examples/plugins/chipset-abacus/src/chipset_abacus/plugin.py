@@ -31,15 +31,15 @@ class AbacusPlugin(ReferencePlugin):
         return replace(super().capabilities(probe), attention=frozenset({"window"}), features=FEATURES)
 
     def shapes(self, options: ResolvedOptions, model: ModelSpec) -> FiniteShapes:
-        """Few: a prompt or a chunk of one alone, or decoding rows together, in sizes that grow fourfold."""
+        """A prompt or a chunk of one alone, or decoding rows together; all sizes grow fourfold, so there are few."""
         most, tokens, context = options.max_batch_rows, options.max_batch_tokens, options.max_context
         policy = BatchPolicy(mixed=False, max_prefills=1, max_rows=most, max_tokens=tokens, max_context=context)
-        width = -(-context // options.block_size)
-        steps = [(Phase.PREFILL, 1, q) for q in sizes(16, tokens, 4)]
-        steps += [(Phase.DECODE, r, 1) for r in sizes(1, most, 4)]
+        widths = sizes(4, -(-context // options.block_size), 4)
+        steps = [(Phase.PREFILL, 1, q) for q in sizes(8, tokens, 4)] + [(Phase.DECODE, r, 1) for r in sizes(1, most, 4)]
         buckets = [
             Bucket(phase=phase, num_rows=r, num_tokens=r * q, num_logits=r, max_query=q, blocks_per_row=width)
             for phase, r, q in steps
+            for width in widths
         ]
         return FiniteShapes(policy, options.block_size, (frozenset(), FEATURES), buckets)
 
