@@ -26,10 +26,10 @@ from .fresh import CHECKOUT, Fresh
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(3600)]
 CLAIMED = re.compile(
-    r"not claimed|does not claim|do not overlap here|are not mixed here|are dynamic here"
-    r"|no graph depends on a predicted size here|left out of the quick selection"
+    r"not claimed|does not claim|no kernel for \w+ weights|do not overlap here|are not mixed here"
+    r"|no graph depends on a predicted size here|each device has a worker of its own"
 )
-"""Why a case may be skipped: the capabilities say so."""
+"""Why a case may be skipped: the plugin said so, in its capabilities, policies or verdicts."""
 START_S = 600
 
 
