@@ -12,6 +12,7 @@ from ..backends.plugin import Launch, Plugin, Probe, WorkerSpec
 from .models.config import ModelConfig
 from .models.shard import Shard
 from .models.spec import model_spec
+from .nodes import Nodes
 
 NEEDED = ("all_gather", "all_reduce")
 """Collectives without which a model cannot be cut."""
@@ -64,6 +65,16 @@ def plan_launches(
         )
         for worker, spec in zip(workers, specs, strict=True)
     ]
+
+
+def check_places(launches: Sequence[Launch], nodes: Nodes) -> None:
+    """Raises Incompatible where the plan is not one worker for each process that torchrun started, on its host."""
+    places = [launch.worker.host for launch in launches]
+    if places != [rank // nodes.ranks_per_host for rank in range(nodes.num_ranks)]:
+        raise Incompatible(
+            f"torchrun started {nodes.num_ranks} processes, {nodes.ranks_per_host} a host; backend "
+            f"{launches[0].plugin} wants its workers on hosts {places}: start it without torchrun"
+        )
 
 
 def _check_workers(

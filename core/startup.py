@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ..backends.options import EngineOptions
 from ..backends.registry import Registry, Selection
 from .engine import Engine
@@ -12,7 +14,8 @@ from .kv_cache.manager import KVCacheManager
 from .kv_cache.sizing import KVSize, size_groups
 from .messages import EngineLaunch, Ready
 from .models.families import load_config
-from .plan import all_devices, plan_launches
+from .nodes import Nodes
+from .plan import all_devices, check_places, plan_launches
 from .scheduler import Scheduler
 from .worker import human_size
 
@@ -25,12 +28,19 @@ def start_engine(
     selection = selection or registry.select(launch.backend)
     plugin, probe = selection.plugin, selection.probe
     config = load_config(launch.files.config)
-    asked = all_devices(launch.options, plugin, probe) if launch.sharded else launch.options
-    launches = plan_launches(plugin, [probe], config, asked)
+    nodes = Nodes.read(os.environ)
+    if nodes is not None:
+        asked, hosts = nodes.options(launch.options), nodes.hosts(probe)
+    else:
+        asked = all_devices(launch.options, plugin, probe) if launch.sharded else launch.options
+        hosts = [probe]
+    launches = plan_launches(plugin, hosts, config, asked)
+    if nodes is not None:
+        check_places(launches, nodes)
     name = plugin.info.name
     formats = registry.formats(name) if name in registry.names else ()
     runner = start_executor(
-        launches, plugin, config, launch.files, launch.quantize, formats, report
+        launches, plugin, config, launch.files, launch.quantize, formats, report, nodes
     )
     try:
         size = _size_cache(runner, launch.options)

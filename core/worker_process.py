@@ -1,7 +1,7 @@
-"""A worker process: `python -m chipset.core.worker_process FD`, started by the engine process and never by hand.
+"""A worker process: `python -m chipset.core.worker_process FD [PIPE]`, started by others and never by hand.
 
-FD is its end of a socket pair: a WorkerLaunch comes first, then orders. When the other end closes, the engine is gone,
-and this process ends itself, whatever it does.
+FD is a stream socket to the engine: a WorkerLaunch comes first, then orders. When the other end of it, or of PIPE,
+closes, whoever started this is gone, and it ends itself, whatever it does.
 """
 
 from __future__ import annotations
@@ -12,35 +12,36 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
+
+ALONE = 3
+"""Exit code where the other end is gone."""
 
 
 def main() -> int:
-    """Exit code 0 after Close, 1 where the start failed."""
+    """Exit code 0 after Close, ALONE, or that of the error that the start failed with."""
     # a terminal's Ctrl-C reaches the whole process group; the API process decides when this one ends
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return work(socket.socket(fileno=int(sys.argv[1])))
-
-
-def work(connection: socket.socket) -> int:
-    """Serve the engine at the other end. Exit code as of serve."""
-    connection.settimeout(None)
-    threading.Thread(target=_end_with_engine, args=(connection.fileno(),), daemon=True).start()
+    ends = [int(one) for one in sys.argv[1:]]
+    threading.Thread(target=_end_with_others, args=(ends,), daemon=True).start()
     # imported here, so that the engine's death is noticed while torch loads
     from .executors.link import Link, LinkBroken
     from .executors.service import serve
 
+    connection = socket.socket(fileno=ends[0])
+    connection.settimeout(None)
     try:
         return serve(Link(connection))
     except LinkBroken:
-        return 0
+        return ALONE
 
 
-def _end_with_engine(connection: int) -> None:
+def _end_with_others(ends: Sequence[int]) -> None:
     hangup = select.poll()
-    hangup.register(connection, select.POLLRDHUP)
-    while not any(event & ~select.POLLIN for _, event in hangup.poll()):
-        pass
-    os._exit(0)
+    for one in ends:
+        hangup.register(one, select.POLLRDHUP)
+    hangup.poll()
+    os._exit(ALONE)
 
 
 if __name__ == "__main__":

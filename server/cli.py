@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import __version__
 from ..backends.errors import ChipsetError
+from ..core.nodes import Nodes
 from .parser import CommandLine, UsageError, meant, read_settings
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def _in_loop(work: Coroutine[Any, Any, T]) -> T:
 
 def _serve(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments, os.environ)
+    nodes = Nodes.read(os.environ)
+    if nodes is not None and nodes.rank > 0:
+        # rank 0 serves, and this one works for its engine
+        command = [sys.executable, "-P", "-m", "chipset.core.node_process"]
+        os.execv(sys.executable, command)  # noqa: S606 - our own interpreter
     _check_backend(settings.backend)
     from .console import Console
     from .engine_process import COMMAND

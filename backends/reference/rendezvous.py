@@ -11,21 +11,21 @@ from torch._C._distributed_c10d import TCPStore
 LOOPBACK = "127.0.0.1"
 
 
-def serve(meet_s: float) -> tuple[TCPStore, str]:
-    """A store that only this host reaches, and its address for Launch.rendezvous. It lives as long as the object."""
+def serve(meet_s: float, host: str = LOOPBACK) -> tuple[TCPStore, str]:
+    """A store that is reached at `host` alone, and its address for Launch.rendezvous. It lives as long as it does."""
     listening = socket.socket()
-    listening.bind((LOOPBACK, 0))  # torch itself would listen on every device
+    listening.bind((host, 0))  # torch itself would listen on every device
     listening.listen()
     port: int = listening.getsockname()[1]
     store = TCPStore(
-        LOOPBACK,
+        host,
         port,
         is_master=True,
         wait_for_workers=False,
         timeout=timedelta(seconds=meet_s),
         master_listen_fd=listening.detach(),
     )
-    return store, f"tcp://{LOOPBACK}:{port}"
+    return store, f"tcp://{host}:{port}"
 
 
 def connect(address: str, meet_s: float) -> TCPStore:

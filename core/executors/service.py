@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from ...backends.registry import Registry
 from ..failures import told
+from ..files import ModelFiles
 from ..heartbeat import Heartbeat
+from ..loading.resolve import find_model
 from ..models.families import load_config
 from ..progress import ProgressReport
 from ..worker import load_runner, scheme_of
@@ -67,12 +69,20 @@ def _serve(link: Link, load: Callable[[Link], Executor]) -> int:
 
 def _load(link: Link) -> Executor:
     launch = decode_launch(link.receive())
+    files = _here(launch.files)
     registry = Registry.discover()
     plugin = registry.load(launch.plugin)
-    scheme = scheme_of(launch.files, launch.quantize, registry.formats(launch.plugin))
-    config = load_config(launch.files.config)
+    scheme = scheme_of(files, launch.quantize, registry.formats(launch.plugin))
+    config = load_config(files.config)
     report = _progress(link)
-    return load_runner(launch.launch(plugin), plugin, config, launch.files, scheme, report)
+    return load_runner(launch.launch(plugin), plugin, config, files, scheme, report)
+
+
+def _here(files: ModelFiles) -> ModelFiles:
+    """The same model on this host, which may keep it elsewhere, or not have it yet."""
+    if all(path.exists() for path in (files.config, *files.weights)):
+        return files
+    return find_model(files.source, revision=files.revision)
 
 
 def _obey(order: Order, runner: Executor, link: Link) -> Message:
