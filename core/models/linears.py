@@ -50,8 +50,8 @@ class LinearBuilder:
         biases = bias_parts(bias.get("bias"), module.parts)
         return SideBySide(
             [
-                self._build_packed(reader, _one_part(spec, index), part, bias)
-                for index, (part, bias) in enumerate(zip(parts, biases, strict=True))
+                self._build_packed(reader, _one_part(spec, index), part, own)
+                for index, (part, own) in enumerate(zip(parts, biases, strict=True))
             ]
         )
 
