@@ -11,6 +11,7 @@ from .attention import ReferenceAttention, attention_arrays
 from .collectives import GlooCollectives, RankCollectives, SingleRank
 from .compiler import EagerCompiler
 from .kv_cache import ReferenceKVCache
+from .operators import OperatorCollectives
 from .ops import ReferenceOps
 from .quantization import ReferenceLinear
 from .runtime import HostRuntime
@@ -22,8 +23,8 @@ from .telemetry import Counters
 class ReferenceBackend(Backend):
     """Every member is the reference; a subclass sets its own after super().__init__(launch)."""
 
-    collectives: ClassVar[type[GlooCollectives]] = GlooCollectives
-    """Of `comm`, where there are several ranks: they meet in super().__init__."""
+    collectives: ClassVar[type[OperatorCollectives]] = OperatorCollectives
+    """Of `comm`, where there are several ranks, over gloo: they meet in super().__init__."""
     comm: RankCollectives
     telemetry: Counters
 
@@ -34,7 +35,8 @@ class ReferenceBackend(Backend):
         self.attention = ReferenceAttention()
         self.linear = ReferenceLinear(self.runtime)
         self.ops = ReferenceOps()
-        self.comm = self.collectives(launch) if launch.world_size > 1 else SingleRank()
+        alone = launch.world_size == 1
+        self.comm = SingleRank() if alone else self.collectives(GlooCollectives(launch))
         self.compiler = EagerCompiler()
         self.sampler = ReferenceSampler(launch.options.max_logprobs)
         self.telemetry = Counters()

@@ -93,7 +93,9 @@ def test_its_own_tests_pass(tmp_path: Path) -> None:
     """But for the kit."""
     configuration = abacus.ROOT / "pyproject.toml"
     arguments = ("-q", "-p", "no:cacheprovider", "-c", configuration, "--rootdir", abacus.ROOT)
-    tests = [abacus.ROOT / "tests" / name for name in ("test_beads.py", "test_engine.py")]
+    tests = [
+        abacus.ROOT / "tests" / name for name in ("test_beads.py", "test_sum.py", "test_engine.py")
+    ]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", *arguments, *tests],
         env={**os.environ, "PYTHONPATH": str(abacus.installed(tmp_path))},

@@ -9,8 +9,8 @@ from chipset.backends.options import AttentionSpec
 from chipset.backends.plugin import Launch
 from chipset.backends.reference.attention import MASKED, ReferenceAttention
 from chipset.backends.reference.backend import ReferenceBackend
-from chipset.backends.reference.collectives import GlooCollectives
 from chipset.backends.reference.compiler import BucketCompiler
+from chipset.backends.reference.operators import OperatorCollectives
 from chipset.backends.reference.telemetry import Counting
 from chipset.backends.step import DeviceInputs
 from torch import Tensor
@@ -61,8 +61,8 @@ class AbacusAttention(Counting, ReferenceAttention):
         return out.index_select(0, inputs["back"]).to(v.dtype), cache
 
 
-class AbacusCollectives(Counting, GlooCollectives):
-    """Sums in float64, rounded once. New tensors only, so that a compiler sees the sum."""
+class AbacusCollectives(Counting, OperatorCollectives):
+    """Sums in float64, rounded once; a compiler sees the gather and the sum."""
 
     def all_reduce(self, x: Tensor, group: str) -> Tensor:
         """See Collectives.all_reduce."""
