@@ -16,7 +16,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { MAX_RANKS = 64, PIECE = 2048, YIELDS = 200, NAP_NS = 50000, NAPS_PER_LOOK = 256 };
+enum { MAX_RANKS = 64, PIECE = 2048, YIELDS = 100, NAP_NS = 50000, NAPS_PER_LOOK = 256 };
 enum { DONE, SILENT, OUT_OF_STEP, GONE };
 enum { FLOAT32, BFLOAT16, BYTES };
 

@@ -19,7 +19,7 @@ from .options import MAX_RANKS
 
 CAPACITY = 1 << 20
 """Bytes of a buffer, of which each rank has two: larger tensors go in pieces."""
-SPINS = 4000
+SPINS = 2000
 """Looks at a peer's slot before the processor is given to others: some tens of microseconds."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Those that the library adds up; other sums are torch's."""
