@@ -27,6 +27,7 @@ from quantised_models import (
     transformers_logits,
     transformers_model,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from chipset.core.loading.cache import Cache
 from chipset.core.loading.resolve import find_model
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="formats whose names hold this")
     parser.add_argument("--dry", action="store_true", help="print the page instead of writing it")
     options = parser.parse_args()
+    disable_progress_bar()
     results = Results(Cache.default().root / "quantization-table.json")
     ids = text_ids()
     scored = ids[: -(-options.tokens // (WINDOW - 1)) * WINDOW]
