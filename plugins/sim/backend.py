@@ -12,6 +12,7 @@ from ...backends.reference.attention import ReferenceAttention
 from ...backends.reference.collectives import RankCollectives, SingleRank, join
 from ...backends.reference.operators import OperatorCollectives
 from ...backends.reference.ops import ReferenceOps
+from ...backends.reference.packed import KINDS
 from ...backends.reference.quantization import ReferenceLinear
 from ...backends.reference.sampler import ReferenceSampler
 from ...backends.reference.staging import Staged, stage
@@ -25,13 +26,26 @@ from .rules import StepRules
 from .runtime import SimRuntime
 from .tiles import tiled_arrays
 
+PLAIN = frozenset({"plain"})
+
 
 class SimBackend(Backend):
-    """One emulated device. in_place: caches are written to, else given away; infinities: the device knows them."""
+    """One emulated device.
+
+    in_place: caches are written to, else given away; infinities: the device knows them; packed: it multiplies by packed
+    weights.
+    """
 
     compiler: SimCompiler
 
-    def __init__(self, launch: Launch, *, in_place: bool = True, infinities: bool = True) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        in_place: bool = True,
+        infinities: bool = True,
+        packed: bool = False,
+    ) -> None:
         shapes, graphs = launch.shapes, launch.capabilities.graphs
         self.block_size = launch.options.block_size
         self.is_rows_layout = shapes.batch.token_layout == "rows"
@@ -64,7 +78,7 @@ class SimBackend(Backend):
             if self.is_rows_layout
             else ReferenceAttention(in_place=in_place, fp8_max=fp8_max)
         )
-        self.linear = ReferenceLinear(self.runtime)
+        self.linear = ReferenceLinear(self.runtime, PLAIN | KINDS if packed else PLAIN)
         self.ops = ReferenceOps()
         self.comm: RankCollectives = _meet(launch)
         self.sampler = ReferenceSampler(launch.options.max_logprobs, in_place=in_place)

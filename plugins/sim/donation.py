@@ -13,7 +13,7 @@ from ...backends.kv_cache import Cache
 from .rules import RuleBroken
 
 GARBAGE = -(2**30)
-"""What integers of a poisoned tensor are; floats are nan."""
+"""What integers of a poisoned tensor are, or the least that they can be; floats are nan."""
 
 
 def poison(tensors: Iterable[Tensor]) -> None:
@@ -22,7 +22,8 @@ def poison(tensors: Iterable[Tensor]) -> None:
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))
         else:
-            tensor.fill_(GARBAGE if tensor.dtype != torch.bool else 0)
+            lowest = 0 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).min
+            tensor.fill_(max(GARBAGE, lowest))
 
 
 class Donation:

@@ -58,7 +58,7 @@ class SimGPUPlugin(SimPlugin):
         """See Plugin.create."""
         from .backend import SimBackend
 
-        return SimBackend(launch)
+        return SimBackend(launch, packed=True)
 
 
 @hookimpl
