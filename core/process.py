@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -153,7 +155,10 @@ def main() -> int:
         return 0
     launch = decode_launch(line)
     channel = Channel(launch)
-    threading.Thread(target=_end_with_parent, args=(sys.stdin.fileno(),), daemon=True).start()
+    sockets = Path(launch.events.removeprefix("ipc://")).parent
+    threading.Thread(
+        target=_end_with_parent, args=(sys.stdin.fileno(), sockets), daemon=True
+    ).start()
     try:
         return _serve(launch, channel)
     finally:
@@ -186,10 +191,15 @@ def _serve(launch: EngineLaunch, channel: Channel) -> int:
     return 0
 
 
-def _end_with_parent(stdin: int) -> None:
+def _end_with_parent(stdin: int, sockets: Path) -> None:
     # not the buffered reader: a thread that holds its lock makes the interpreter abort at its end
     while os.read(stdin, 4096):
         pass
+    # a parent that was killed has left its folder behind
+    for name in ("commands", "events"):
+        (sockets / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        sockets.rmdir()
     os._exit(0)
 
 

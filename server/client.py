@@ -84,6 +84,7 @@ class EngineClient:
         self._streams: dict[int, _Stream] = {}
         self._last_words: Fatal | None = None
         self._silence = Silence()
+        self._is_serving = False
         self.stats = None
         self.died = asyncio.Event()
         self.death = EngineDied("the engine process ended")
@@ -103,7 +104,7 @@ class EngineClient:
         """
         with (
             # mode 0700: only this user reaches the sockets
-            tempfile.TemporaryDirectory(prefix="chipset-") as folder,
+            tempfile.TemporaryDirectory(prefix="chipset-", ignore_cleanup_errors=True) as folder,
             zmq.Context() as context,
         ):
             commands = zmq.Socket(context, zmq.PUSH)
@@ -121,7 +122,7 @@ class EngineClient:
                         yield client
                 finally:
                     client._send_quietly(Stop())
-                    await process.stop()
+                    await process.stop(was_told=client._is_serving)
             finally:
                 commands.close()
                 events.close()
@@ -133,6 +134,7 @@ class EngineClient:
         try:
             self.ready = await self._wait_ready(exit_text, progress)
             await self._wait_listening(exit_text)
+            self._is_serving = True
             tasks.append(asyncio.create_task(self._read()))
             tasks.append(asyncio.create_task(self._watch(exit_text)))
             tasks.append(asyncio.create_task(self._listen()))

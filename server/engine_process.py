@@ -57,18 +57,26 @@ class EngineProcess:
                 return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
-    async def stop(self, grace_s: float = STOP_S) -> None:
-        """Close its input, wait `grace_s`, then kill it and all it started. Safe to call twice."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+    async def stop(self, grace_s: float = STOP_S, *, was_told: bool = False) -> None:
+        """Close its input, wait `grace_s`, then kill it and all it started. Safe to call twice.
+
+        was_told: it has its Stop, and gets the time to end its workers in order; its input closes after that.
+        """
         try:
             async with asyncio.timeout(grace_s):
+                if not was_told:
+                    self._close_input()
                 await self._process.wait()
         except TimeoutError:
             pass
         finally:
+            self._close_input()
             self.kill()
         await self._process.wait()
+
+    def _close_input(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def kill(self) -> None:
         """At once, its workers too."""

@@ -210,9 +210,11 @@ def test_it_ends_when_its_input_closes_before_the_launch(engine_process):
 
 def test_it_ends_when_its_input_closes_while_it_loads(tmp_path, engine_process):
     process = engine_process()
-    process.stdin.write(encode_launch(make_launch(tmp_path)) + b"\n")
+    (folder := tmp_path / "sockets").mkdir()
+    process.stdin.write(encode_launch(make_launch(folder)) + b"\n")
     process.stdin.close()
     assert process.wait(20) == 0
+    assert not folder.exists(), "what a killed parent left is still there"
 
 
 def test_a_terminals_interrupt_is_left_to_the_parent(tmp_path, engine_process, parent_of):
