@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from chipset.backends.backend import Backend
-from chipset.backends.plugin import Launch, Plugin
+from chipset.backends.capabilities import Capabilities
+from chipset.backends.plugin import Launch, Plugin, Probe
 from chipset.backends.reference.collectives import (
     GlooCollectives,
     PeerLost,
@@ -207,6 +210,10 @@ class _UnseenBackend(SimBackend):
 
 
 class Vanishing(SimGaudiPlugin):
+    def capabilities(self, probe: Probe) -> Capabilities:
+        talks = frozenset(("all_reduce", "all_gather"))
+        return replace(super().capabilities(probe), collectives=talks)
+
     def create(self, launch: Launch) -> Backend:
         return _UnseenBackend(launch)
 
