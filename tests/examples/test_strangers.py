@@ -132,14 +132,9 @@ def test_its_own_tests_pass(fresh: Fresh) -> None:
 def test_the_default_model_is_served_on_it(fresh: Fresh) -> None:
     question = {"inputs": "The capital of France is", "parameters": {"max_new_tokens": 8}}
     with serving(fresh) as url:
-        plain = ask(url, "/generate", question)["generated_text"]
-        assert "Paris" in plain
-    with serving(fresh, "--quantize", "abacus") as url:
-        assert ask(url, "/generate", question)["generated_text"].strip()
-        told = json.dumps(ask(url, "/info"))
-        assert "abacus by beads" in told
+        assert "Paris" in ask(url, "/generate", question)["generated_text"]
         metrics = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
-        assert re.search(r'attention_blocks"?}? [1-9]', metrics)
+    assert re.search(r"attention_blocks\D* [1-9]", metrics)
 
 
 def test_the_tutorial_can_be_followed_to_the_letter(fresh: Fresh) -> None:
