@@ -23,12 +23,13 @@ class CPUKVCache(ReferenceKVCache):
     def budget(self, utilisation: float, largest_step: Callable[[], None] | None) -> int:  # noqa: ARG002
         """`utilisation` of the memory that is left, less the slots and an upper estimate of the largest step.
 
-        No more than FAIR_SHARE, or one text of the longest context where that is more.
+        No more than FAIR_SHARE over all ranks, or one text of the longest context where that is more.
         """
-        memory = self.runtime.memory()
-        free = 0 if memory is None else memory.free
+        memory, ranks = self.runtime.memory(), self.launch.world_size
+        # all ranks may be on this host, and all look at what is free at the same time
+        free = 0 if memory is None else memory.free // ranks
         left = int(utilisation * free) - self.slot_bytes - self.step_bytes
-        return max(0, min(left, max(FAIR_SHARE, self.text_bytes)))
+        return max(0, min(left, max(FAIR_SHARE // ranks, self.text_bytes)))
 
     @property
     def text_bytes(self) -> int:

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from quantised_models import (
     transformers_logits,
     transformers_model,
 )
+from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from chipset.core.loading.cache import Cache
@@ -63,6 +64,8 @@ class Measured:
     """None: the model's texts mean nothing."""
     num_scored: int
     seconds: float
+    values: str
+    """Digest of what the weights are worth."""
 
 
 def text_ids() -> Sequence[int]:
@@ -71,8 +74,14 @@ def text_ids() -> Sequence[int]:
     return Tokenizer.load(find_model(None)).encode(text)
 
 
-def measure(model: PlainModel, form: Format, probes: Sequence[int], ids: Sequence[int]) -> Measured:
-    """`ids` are scored; where there are none, there is no perplexity."""
+def measure(
+    model: PlainModel,
+    form: Format,
+    probes: Sequence[int],
+    ids: Sequence[int],
+    known: Callable[[str], Measured | None],
+) -> Measured:
+    """`ids` are scored; where there are none, there is no perplexity. `known`: who was worth the same, by digest."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         quantised = form.write(model, Path(folder))
@@ -82,7 +91,9 @@ def measure(model: PlainModel, form: Format, probes: Sequence[int], ids: Sequenc
         ours = ForcedModel(config, source, scheme, window=WINDOW)
         theirs = transformers_logits(transformers_model(model.config, quantised.values), probes)
         error = (ours.logits(probes) - theirs).abs().max().item()
-        found = ours.perplexity(ids) if ids else None
+        values = digest(quantised.values)
+        same = known(values)
+        found = ours.perplexity(ids) if ids and same is None else None
         ours.close()
     return Measured(
         name=form.name,
@@ -90,10 +101,20 @@ def measure(model: PlainModel, form: Format, probes: Sequence[int], ids: Sequenc
         error=error,
         largest_logit=theirs.abs().max().item(),
         held_bytes=ours.report.held_bytes,
-        perplexity=None if found is None else found.value,
-        num_scored=0 if found is None else found.num_tokens,
+        perplexity=same.perplexity if same else found.value if found else None,
+        num_scored=same.num_scored if same else found.num_tokens if found else 0,
         seconds=time.perf_counter() - start,
+        values=values,
     )
+
+
+def digest(values: Mapping[str, Tensor]) -> str:
+    """Of names and numbers."""
+    found = hashlib.sha256()
+    for name in sorted(values):
+        found.update(name.encode())
+        found.update(values[name].float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def kernels(report: WeightReport) -> str:
@@ -142,15 +163,17 @@ def rows_of(
     def largest() -> Mapping[str, float]:
         return largest_inputs(transformers_model(model.config, model.tensors), probes)
 
+    measured: dict[str, Measured] = {}
     for form in formats(group_size, largest):
         if only not in form.name:
             continue
         key = f"{model.name} | {form.name} | {len(ids)}"
         row = results.find(key)
         if row is None:
-            row = measure(model, form, probes, ids)
+            row = measure(model, form, probes, ids, measured.get)
             results.add(key, row)
             print(f"{row.seconds:7.0f} s  {row}", flush=True)
+        measured.setdefault(row.values, row)
         yield row
 
 
@@ -198,7 +221,8 @@ model and cache in float32, so that nothing but the weights differs.
   that were made with AWQ's or GPTQ's own search are better.
 - *The error* is the largest difference of any logit over {NUM_PROBES} tokens from those of Transformers, which is given
   the numbers that the writer meant, in float32, in plain layers; beside it the same as a share of the largest logit.
-- *Perplexity* is that of {scored:,} tokens of Python's own help (`pydoc_data.topics`) in windows of {WINDOW}.
+- *Perplexity* is that of {scored:,} tokens of Python's own help (`pydoc_data.topics`) in windows of {WINDOW}, measured
+  once where the weights of several formats are worth the same numbers.
 - *MiB held* counts every parameter, embeddings and tables of positions too.
 
 ## {names[0]}

@@ -182,3 +182,15 @@ def test_the_cpu_takes_a_share_of_what_is_left(launch: MakeLaunch) -> None:
     assert rich.budget(0.9, None) == FAIR_SHARE
     tiny = CPUKVCache(Device(MemoryInfo(free=1000, total=10**10, peak=0)), launch())
     assert tiny.budget(0.9, None) == 0
+
+
+def test_ranks_of_the_cpu_share_what_is_left(launch: MakeLaunch) -> None:
+    free, one = 10**9, launch()
+    half = CPUKVCache(
+        Device(MemoryInfo(free=free, total=10**10, peak=0)), replace(one, world_size=2)
+    )
+    assert half.budget(0.5, None) == free // 4 - half.slot_bytes - half.step_bytes
+    rich = CPUKVCache(
+        Device(MemoryInfo(free=10**12, total=10**12, peak=0)), replace(one, world_size=2)
+    )
+    assert rich.budget(0.9, None) == FAIR_SHARE // 2
