@@ -1,7 +1,8 @@
 """What ranks of a world do together, each function on every rank at once; see .ranks.
 
 Values are normal numbers where sums may be rounded, and small integers, of which all sums are exact, where the question
-is who heard whom.
+is who heard whom. Values are looked at once all exchanges of a function are over: a rank that stopped at a wrong one
+would leave the others waiting.
 """
 
 from __future__ import annotations
@@ -33,45 +34,44 @@ LOST_S = 10.0
 
 def sums(rank: Rank) -> Sequence[F32]:
     """Of every dtype and shape, and of a tensor with gaps."""
-    found = []
-    for dtype in sorted(rank.session.launch.capabilities.dtypes):
-        for shape in SHAPES:
-            parts = _normal(rank, shape, dtype)
-            summed = rank.exchange(_reduce, parts[rank.number])
-            _expect(summed, _total(parts), dtype, f"the sum of {dtype} {list(shape)}")
-            found.append(summed)
-    parts = _normal(rank, (4, 9), "float32")
-    summed = rank.exchange(lambda comm, x: _reduce(comm, _parts(x, 3, 1)[1]), parts[rank.number])
-    _expect(summed, _total(parts)[:, 3:6], "float32", "the sum of tensors with gaps")
-    return [*found, summed]
+    cases = [
+        (dtype, shape, _normal(rank, shape, dtype))
+        for dtype in sorted(rank.session.launch.capabilities.dtypes)
+        for shape in SHAPES
+    ]
+    found = [rank.exchange(_reduce, parts[rank.number]) for _, _, parts in cases]
+    grid = _normal(rank, (4, 9), "float32")
+    cut = rank.exchange(lambda comm, x: _reduce(comm, _parts(x, 3, 1)[1]), grid[rank.number])
+    for summed, (dtype, shape, parts) in zip(found, cases, strict=True):
+        _expect(summed, _total(parts), dtype, f"the sum of {dtype} {list(shape)}")
+    _expect(cut, _total(grid)[:, 3:6], "float32", "the sum of tensors with gaps")
+    return [*found, cut]
 
 
 def gathers(rank: Rank) -> Sequence[F32]:
     """Of every dtype and shape, along every axis, and of a tensor with gaps."""
-    found = []
-    for dtype in sorted(rank.session.launch.capabilities.dtypes):
-        for shape in SHAPES:
-            parts = _normal(rank, shape, dtype)
-            for dim in range(len(shape)):
-                whole = rank.exchange(_gather_along(dim), parts[rank.number])
-                what = f"the parts of {dtype} {list(shape)} along {dim}"
-                _expect_exactly(whole, torch.cat(parts, dim), what)
-                found.append(whole)
-    parts = _normal(rank, (4, 9), "float32")
-    whole = rank.exchange(
-        lambda comm, x: comm.all_gather(_parts(x, 3, 1)[1], GROUP, 1), parts[rank.number]
+    cases = [
+        (dtype, shape, dim, _normal(rank, shape, dtype))
+        for dtype in sorted(rank.session.launch.capabilities.dtypes)
+        for shape in SHAPES
+        for dim in range(len(shape))
+    ]
+    found = [rank.exchange(_gather_along(dim), parts[rank.number]) for _, _, dim, parts in cases]
+    grid = _normal(rank, (4, 9), "float32")
+    cut = rank.exchange(
+        lambda comm, x: comm.all_gather(_parts(x, 3, 1)[1], GROUP, 1), grid[rank.number]
     )
-    _expect_exactly(
-        whole, torch.cat([part[:, 3:6] for part in parts], 1), "the parts of tensors with gaps"
-    )
-    return [*found, whole]
+    for whole, (dtype, shape, dim, parts) in zip(found, cases, strict=True):
+        what = f"the parts of {dtype} {list(shape)} along {dim}"
+        _expect_exactly(whole, torch.cat(parts, dim), what)
+    middle = torch.cat([part[:, 3:6] for part in grid], 1)
+    _expect_exactly(cut, middle, "the parts of tensors with gaps")
+    return [*found, cut]
 
 
 def large(rank: Rank) -> Sequence[F32]:
     """More than a megabyte."""
     parts = _integers(rank, LARGE)
-    summed = rank.exchange(_reduce, parts[rank.number])
-    _expect_exactly(summed, sum(parts, torch.zeros(LARGE)), "the sum of large tensors")
 
     def weighed(comm: Collectives, x: Tensor) -> Tensor:
         first, *others = _parts(comm.all_gather(x, GROUP, 0), LARGE[0], 0)
@@ -79,7 +79,9 @@ def large(rank: Rank) -> Sequence[F32]:
             first = first + part * number
         return first
 
+    summed = rank.exchange(_reduce, parts[rank.number])
     found = rank.exchange(weighed, parts[rank.number])
+    _expect_exactly(summed, sum(parts, torch.zeros(LARGE)), "the sum of large tensors")
     wanted = torch.zeros(LARGE)
     for number, part in enumerate(parts, 1):
         wanted += part * number
@@ -155,12 +157,11 @@ def grouped(rank: Rank) -> Sequence[F32]:
 
 def scattered(rank: Rank) -> Sequence[F32]:
     """reduce_scatter along both axes."""
-    shape = (2 * rank.size, 3 * rank.size)
-    parts = _normal(rank, shape, "float32")
-    for dim in range(2):
-        found = rank.exchange(_scatter_along(dim), parts[rank.number])
+    parts = _normal(rank, (2 * rank.size, 3 * rank.size), "float32")
+    found = [rank.exchange(_scatter_along(dim), parts[rank.number]) for dim in range(2)]
+    for dim, part in enumerate(found):
         wanted = np.split(_total(parts), rank.size, dim)[rank.number]
-        _expect(found, wanted, "float32", f"the part of the sum along {dim}")
+        _expect(part, wanted, "float32", f"the part of the sum along {dim}")
     return []
 
 
@@ -175,20 +176,26 @@ def exchanged(rank: Rank) -> Sequence[F32]:
 
 def passed_on(rank: Rank) -> Sequence[F32]:
     """send and receive, around a ring, twice."""
-    following, before = (rank.number + 1) % rank.size, (rank.number - 1) % rank.size
-    for turn in range(2):
-        parts = _integers(rank, (3, 4 + turn))
-        put = rank.session.backend.runtime.put
-        with torch.inference_mode():
-            mine, like = put(parts[rank.number]), put(torch.zeros(3, 4 + turn))
-            if rank.number % 2 == 0:
-                rank.comm.send(mine, GROUP, following)
-                got = rank.comm.receive(like, GROUP, before)
-            else:
-                got = rank.comm.receive(like, GROUP, before)
-                rank.comm.send(mine, GROUP, following)
-        _expect_exactly(rank.read(got), parts[before], "what the rank before sent")
+    sent = [_integers(rank, (3, 4 + turn)) for turn in range(2)]
+    got = [_passed(rank, parts[rank.number]) for parts in sent]
+    for device, parts in zip(got, sent, strict=True):
+        wanted = parts[(rank.number - 1) % rank.size]
+        _expect_exactly(rank.read(device), wanted, "what the rank before sent")
     return []
+
+
+@torch.inference_mode()
+def _passed(rank: Rank, x: Tensor) -> Tensor:
+    """x goes to the next rank; what the one before sent, on the device."""
+    following, before = (rank.number + 1) % rank.size, (rank.number - 1) % rank.size
+    put = rank.session.backend.runtime.put
+    mine, like = put(x), put(torch.zeros_like(x))
+    if rank.number % 2 == 0:
+        rank.comm.send(mine, GROUP, following)
+        return rank.comm.receive(like, GROUP, before)
+    got = rank.comm.receive(like, GROUP, before)
+    rank.comm.send(mine, GROUP, following)
+    return got
 
 
 def replayed(rank: Rank) -> Sequence[F32]:
@@ -204,11 +211,10 @@ def replayed(rank: Rank) -> Sequence[F32]:
     reader = rank.session.reader(compute, {"values": parts[rank.number]})
     total = sum(parts, torch.zeros(8, 6))
     wanted = torch.cat([part * 100 + total for part in parts], 1)
-    found = []
-    for tokens in ([1], [2], [5], [1], [7]):
-        values = read_tokens(rank.session, reader, tokens)
+    steps = ([1], [2], [5], [1], [7])
+    found = [read_tokens(rank.session, reader, tokens) for tokens in steps]
+    for values, tokens in zip(found, steps, strict=True):
         _expect_exactly(values, wanted[tokens], f"the step of token {tokens[0]}")
-        found.append(values)
     return found
 
 
