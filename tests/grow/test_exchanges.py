@@ -28,6 +28,6 @@ def test_two_ranks_exchange_tensors(backend: str) -> None:
     if len(workers) < RANKS:
         pytest.skip(f"{backend} drives all devices from one process")
     checks = [f"{exchanges.__name__}:{EXCHANGES[name].__name__}" for name in claimed]
-    found = run_world(plugin, backend, RANKS, checks, is_quick=True)
+    found = run_world(plugin, [backend], RANKS, checks, is_quick=True)[backend]
     errors = [finding.error for name in checks for finding in found[name]]
     assert errors == [""] * RANKS * len(checks)
