@@ -34,7 +34,7 @@ def test_one_backend_is_shown_with_every_claim() -> None:
     assert len([line for line in text.splitlines() if line]) == 2 + 1 + sum(
         max(1, len(cell)) for cell in ROWS["cpu"].cells.values()
     )
-    assert "gguf dequantised" in text
+    assert "gguf Q4_1 native" in text
     assert "docker/cpu.Dockerfile" in text
 
 

@@ -1,5 +1,6 @@
 """Many workers behind the face of one: what they draw, how they fail, and how they end."""
 
+import gc
 import os
 import signal
 import socket
@@ -183,6 +184,7 @@ def num_files() -> int:
 def in_processes(*modes: str) -> Iterator[tuple[RemoteExecutor, list[psutil.Process]]]:
     """Scripted workers, of which nothing may be left."""
     launch = null_engine().runner.launch
+    gc.collect()
     before = set(psutil.Process().children())
     files = num_files()
     peers = [
@@ -198,7 +200,8 @@ def in_processes(*modes: str) -> Iterator[tuple[RemoteExecutor, list[psutil.Proc
         if executor is not None:
             executor.close()
         assert set(psutil.Process().children()) <= before, "a worker was left behind"
-        assert num_files() == files, "a socket was left behind"
+        # what other tests forgot may be closed meanwhile
+        assert num_files() <= files, "a socket was left behind"
 
 
 def test_workers_that_are_told_to_close_end_by_themselves() -> None:
