@@ -1,4 +1,4 @@
-"""The worker half of a plugin: one Backend per worker process, made by Plugin.create.
+"""The worker half of a plugin: one Backend for each model of a worker process, made by Plugin.create.
 
 Model code between contract calls uses reshape, split, index_select, arithmetic and tanh, nothing else of torch; outside
 contract members the core performs no operation on device tensors.

@@ -42,7 +42,10 @@ class SamplingBatch:
     features: frozenset[str]
     """One of ShapePolicy.draw_variants(); static in a graph."""
     slot: I32
-    """[L] request slot that keeps the drawn id and counts it; pad (and rows with a target) num_slots."""
+    """[L] request slot that keeps the drawn id and counts it; pad (and rows with a target) num_slots.
+
+    Rows of a request that brings drafts, 1 + K tokens and as many rows of logits, name the sink too: which of what they
+    draw holds is known once it is fetched. Such a request uses no penalties; whether it fits, ShapePolicy.fit says."""
     position: I32
     """[L] index in the text of the token to draw."""
     temperature: F32 | None = None
