@@ -158,6 +158,8 @@ class ModelSpec:
     """Of KV, by number."""
     attention: tuple[AttentionSpec, ...]
     """The distinct ones."""
+    packed: bool = False
+    """Whether linear layers come packed, so that another dtype may suit whatever multiplies by them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

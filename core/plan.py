@@ -29,16 +29,21 @@ def all_devices(options: EngineOptions, plugin: Plugin, probe: Probe) -> EngineO
 
 
 def plan_launches(
-    plugin: Plugin, hosts: Sequence[Probe], config: ModelConfig, options: EngineOptions
+    plugin: Plugin,
+    hosts: Sequence[Probe],
+    config: ModelConfig,
+    options: EngineOptions,
+    *,
+    packed: bool = False,
 ) -> list[Launch]:
-    """By rank; `rendezvous` is left open. Raises Incompatible and PluginError."""
+    """By rank; `rendezvous` is left open. `packed`: of weights. Raises Incompatible and PluginError."""
     capabilities = plugin.capabilities(hosts[0])
     workers = plugin.worker_plan(options.parallel, hosts)
     _check_workers(plugin, workers, options.parallel, capabilities)
     world = len(workers)
     shards = [Shard(rank=rank, size=world) for rank in range(world)]
     # parts have one size, so that one rank's answers hold for all
-    asked = model_spec(config, dtype="float32", shard=shards[0])
+    asked = model_spec(config, dtype="float32", shard=shards[0], packed=packed)
     resolved = plugin.resolve(options, asked, capabilities)
     specs = [
         model_spec(
@@ -47,6 +52,7 @@ def plan_launches(
             kv_dtype=resolved.kv_dtype,
             max_context=resolved.max_context,
             shard=shard,
+            packed=packed,
         )
         for shard in shards
     ]

@@ -17,7 +17,7 @@ from .models.families import load_config
 from .nodes import Nodes
 from .plan import all_devices, check_places, plan_launches
 from .scheduler import Scheduler
-from .worker import human_size
+from .worker import are_packed, human_size
 
 
 def start_engine(
@@ -34,11 +34,12 @@ def start_engine(
     else:
         asked = all_devices(launch.options, plugin, probe) if launch.sharded else launch.options
         hosts = [probe]
-    launches = plan_launches(plugin, hosts, config, asked)
-    if nodes is not None:
-        check_places(launches, nodes)
     name = plugin.info.name
     formats = registry.formats(name) if name in registry.names else ()
+    packed = are_packed(launch.files, launch.quantize, formats)
+    launches = plan_launches(plugin, hosts, config, asked, packed=packed)
+    if nodes is not None:
+        check_places(launches, nodes)
     runner = start_executor(
         launches, plugin, config, launch.files, launch.quantize, formats, report, nodes
     )

@@ -68,6 +68,11 @@ def scheme_of(
     return choose_scheme(files.config, quantize, own, weights_are_gguf=is_gguf)
 
 
+def are_packed(files: ModelFiles, quantize: str | None, own: Sequence[CheckpointFormat]) -> bool:
+    """Whether linear layers come packed, or will be. Raises Incompatible, ModelFormatError and ModelNotFound."""
+    return scheme_of(files, quantize, own) is not None or bool(open_weights(files).ggml_kinds)
+
+
 def human_size(num_bytes: int) -> str:
     """Such as 1.5 GiB."""
     if num_bytes < 2**30:

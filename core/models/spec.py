@@ -20,6 +20,7 @@ def model_spec(
     kv_dtype: str = "auto",
     max_context: int | None = None,
     shard: Shard = WHOLE,
+    packed: bool = False,
 ) -> ModelSpec:
     """The model as one rank holds it; all ranks hold parts of one size.
 
@@ -65,6 +66,7 @@ def model_spec(
             )
             for group, window in enumerate(kinds)
         ),
+        packed=packed,
     )
 
 

@@ -83,7 +83,9 @@ class CPUPlugin(Plugin):
         self, options: EngineOptions, model: ModelSpec, capabilities: Capabilities
     ) -> ResolvedOptions:
         """See Plugin.resolve."""
-        return resolve(options, model, capabilities, defaults(architecture(self.cpuinfo)))
+        return resolve(
+            options, model, capabilities, defaults(architecture(self.cpuinfo), packed=model.packed)
+        )
 
     def shapes(self, options: ResolvedOptions, model: ModelSpec) -> ShapePolicy:  # noqa: ARG002
         """Exact sizes: torch runs any shape."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,16 @@ def test_auto_dtype_is_bfloat16_only_where_the_cpu_multiplies_it(
     options = resolve(plugin(tmp_path, flags))
     assert (options.dtype, options.kv_dtype) == (dtype, dtype)
     assert "bfloat16" in options.reasons["dtype"]
+
+
+def test_auto_dtype_is_bfloat16_where_weights_are_packed(tmp_path: Path) -> None:
+    one = plugin(tmp_path, "avx2")
+    packed = replace(MODEL, packed=True)
+    options = one.resolve(EngineOptions(), packed, one.capabilities(one.probe()))
+    assert options.dtype == "bfloat16"
+    assert "packed" in options.reasons["dtype"]
+    asked = EngineOptions(dtype="float32")
+    assert one.resolve(asked, packed, one.capabilities(one.probe())).dtype == "float32"
 
 
 def test_what_the_user_asks_for_is_honoured(tmp_path: Path) -> None:
