@@ -70,11 +70,12 @@ async def run(url: str, cases: list[tuple[str, int]], at_once: int) -> list[list
 
 
 @pytest.fixture(scope="module")
-def crowded_server(tmp_path_factory):
+def crowded_server(tmp_path_factory, plain_folder):
     """A cache that holds a few of the streams, small steps, and a request put back every few steps."""
     log = tmp_path_factory.mktemp("crowded") / "log.txt"
     memory = ["--kv-cache-memory", "48MiB", "--max-batch-prefill-tokens", "96"]
-    with served(log, "--dtype", "float32", *memory, "--debug-preempt-every", "5") as running:
+    flags = (plain_folder, "--dtype", "float32", *memory, "--debug-preempt-every", "5")
+    with served(log, *flags) as running:
         yield running
 
 
