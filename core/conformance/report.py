@@ -73,5 +73,7 @@ def _commit() -> str:
     head = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True)
     if head.returncode != 0:
         return f"v{__version__}"
-    changed = subprocess.run((*git, "diff", "--quiet", "HEAD", "--", "."), capture_output=True)
+    # reports that were just written are no code
+    code = (".", ":(exclude)docs/evidence")
+    changed = subprocess.run((*git, "diff", "--quiet", "HEAD", "--", *code), capture_output=True)
     return head.stdout.strip() + ("-dirty" if changed.returncode else "")

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from served import Served, served
 
 NUM_AT_ONCE = 24
-STAYS_S = (0.05, 0.3, 3.0, 60.0)
-"""A visitor leaves at a random moment before one of these: at once, in the queue, in mid-answer, after it."""
+STAYS_S = (0.05, 0.3, 3.0, 600.0)
+"""A visitor leaves at a random moment before one of these: at once, in the queue, in mid-answer, or after it
+on the slowest machine too."""
 WORDS = [
     "time",
     "river",
